@@ -1,0 +1,7 @@
+"""Sparse-backward layers for PyTorch: compute only the gradient rows of neurons still learning."""
+
+from neq_kernels import backends
+from neq_kernels.active import ActiveSet
+from neq_kernels.convert import convert, get_active, revert, set_active
+
+backends.requested_by_environment()

@@ -1,0 +1,218 @@
+"""Which neurons of a layer are active: the value users pass around, and the lists kernels read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
+
+
+class ActiveSet:
+    """The active channels of one layer, as an immutable value on the CPU.
+
+    Build one with :meth:`from_mask`, :meth:`from_index`, :meth:`full` or :meth:`empty`.
+
+    Attributes:
+        index: the active channels in rising order, int32, shape ``[count]``. Do not write to it.
+        count: how many channels are active.
+        size: how many channels there are.
+    """
+
+    def __init__(self, index: Tensor, size: int) -> None:
+        self.index = index
+        self.size = size
+        self.count = index.numel()
+
+    @classmethod
+    def from_mask(cls, mask: Tensor | Sequence[bool]) -> ActiveSet:
+        """The set of the channels where ``mask`` (bool, shape ``[size]``) is true.
+
+        Raises:
+            TypeError: ``mask`` is not boolean.
+            ValueError: ``mask`` is not one-dimensional.
+        """
+        mask = torch.as_tensor(mask)
+        if mask.dtype != torch.bool:
+            raise TypeError(
+                f"mask: expected a bool tensor, got {mask.dtype}; "
+                "compare it first (mask != 0), or pass channel numbers to from_index"
+            )
+        if mask.dim() != 1:
+            raise ValueError(f"mask: expected one dimension, [size], got shape {tuple(mask.shape)}")
+        mask = mask.detach().cpu()
+        return cls(mask.nonzero().flatten().to(torch.int32), mask.numel())
+
+    @classmethod
+    def from_index(cls, index: Tensor | Sequence[int], size: int) -> ActiveSet:
+        """The set of the channels numbered in ``index`` (integers, any order) out of ``size``.
+
+        Raises:
+            TypeError: ``index`` does not hold integers.
+            ValueError: ``index`` is not one-dimensional, or repeats a channel.
+            IndexError: a channel is negative or not below ``size``.
+        """
+        empty = not isinstance(index, Tensor) and len(index) == 0
+        index = torch.empty(0, dtype=torch.int64) if empty else torch.as_tensor(index)
+        if index.dtype not in (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8):
+            raise TypeError(
+                f"index: expected integers, got {index.dtype}; "
+                "use from_mask for a mask, or index.long() for whole numbers held as floats"
+            )
+        if index.dim() != 1:
+            raise ValueError(
+                f"index: expected one dimension, [count], got shape {tuple(index.shape)}"
+            )
+        index = index.detach().cpu().long().sort().values
+        if index.numel() and (index[0] < 0 or index[-1] >= size):
+            wrong = int(index[0]) if index[0] < 0 else int(index[-1])
+            raise IndexError(f"index: expected channels in [0, {size}), got {wrong}")
+        repeated = index[1:][index[1:] == index[:-1]]
+        if repeated.numel():
+            raise ValueError(
+                f"index: expected each channel once, got channel {int(repeated[0])} repeatedly; "
+                "pass index.unique()"
+            )
+        return cls(index.to(torch.int32), size)
+
+    @classmethod
+    def full(cls, size: int) -> ActiveSet:
+        """All ``size`` channels active."""
+        return cls(torch.arange(size, dtype=torch.int32), size)
+
+    @classmethod
+    def empty(cls, size: int) -> ActiveSet:
+        """None of ``size`` channels active."""
+        return cls(torch.empty(0, dtype=torch.int32), size)
+
+    @property
+    def is_full(self) -> bool:
+        return self.count == self.size
+
+    @property
+    def is_empty(self) -> bool:
+        return self.count == 0
+
+    def mask(self) -> Tensor:
+        """A fresh bool tensor of shape ``[size]``, true where the channel is active."""
+        mask = torch.zeros(self.size, dtype=torch.bool)
+        mask[self.index.long()] = True
+        return mask
+
+    @cached_property
+    def frozen(self) -> Tensor:
+        """The channels that are not active, in rising order, int64, ``[size - count]``."""
+        return (~self.mask()).nonzero().flatten()
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, ActiveSet):
+            return NotImplemented
+        return self.size == other.size and torch.equal(self.index, other.index)
+
+    def __hash__(self) -> int:
+        return hash((self.size, tuple(self.index.tolist())))
+
+    def __repr__(self) -> str:
+        return f"ActiveSet({self.count} of {self.size} active)"
+
+
+def bucket(count: int) -> int:
+    """Padded length of a list of ``count`` channels: 8, 16, ... 64, then four steps per octave.
+
+    Kernels see few distinct lengths, so a change of the set seldom means a new configuration.
+    """
+    if count <= 64:
+        return -(-count // 8) * 8
+    step = 1 << ((count - 1).bit_length() - 3)
+    return -(-count // step) * step
+
+
+@dataclass(frozen=True, eq=False)
+class Lists:
+    """What the operators derive from a layer's padded ``index`` and its ``count``.
+
+    Attributes:
+        index: int32 ``[count]``, the active channels.
+        inverse: int32 ``[size]``, each channel's place in ``index``; ``count`` for a frozen one.
+        frozen: int64 ``[size - count]``, the channels that are not active.
+    """
+
+    index: Tensor
+    inverse: Tensor
+    frozen: Tensor
+    _regrouped: dict[int, Regrouped] = field(default_factory=dict)
+
+    @property
+    def count(self) -> int:
+        return self.index.numel()
+
+    @property
+    def size(self) -> int:
+        return self.inverse.numel()
+
+    def regrouped(self, groups: int) -> Regrouped:
+        """The same channels laid out for a grouped convolution; reads ``index`` on the host."""
+        if groups not in self._regrouped:
+            self._regrouped[groups] = _regroup(self.index.long(), self.size, groups)
+        return self._regrouped[groups]
+
+
+class Regrouped(NamedTuple):
+    """Active channels of a grouped convolution, as a smaller grouped convolution.
+
+    Only groups that hold an active channel stay, each with as many places as the fullest one.
+
+    ``groups`` int64 ``[kept]``: the groups that stay; ``index`` int32 ``[kept * width]``: the
+    channel at each place, -1 for padding; ``inverse`` int32 ``[size]``: each channel's place,
+    ``kept * width`` for a frozen one.
+    """
+
+    groups: Tensor
+    index: Tensor
+    inverse: Tensor
+
+
+def _regroup(channels: Tensor, size: int, groups: int) -> Regrouped:
+    owner = channels // (size // groups)
+    kept, position, filled = owner.unique_consecutive(return_inverse=True, return_counts=True)
+    width = int(filled.max()) if filled.numel() else 0
+    first = filled.cumsum(0) - filled
+    rank = torch.arange(channels.numel(), device=channels.device) - first[position]
+    place = position * width + rank
+    index = channels.new_full((kept.numel() * width,), -1).index_copy_(0, place, channels)
+    inverse = channels.new_full((size,), kept.numel() * width).index_copy_(0, channels, place)
+    return Regrouped(kept, index.to(torch.int32), inverse.to(torch.int32))
+
+
+_cache: WeakIdKeyDictionary = WeakIdKeyDictionary()
+
+
+def lists(index: Tensor, count: Tensor) -> Lists:
+    """Derive :class:`Lists` from ``index`` (int32 ``[size]``, -1 beyond) and ``count`` (0-d, CPU).
+
+    Remembered per index tensor and its version on the CPU, where the derivation would cost as much
+    as a small layer's gradient. On a device it is derived anew, without a host sync, so that a
+    captured graph follows the set.
+    """
+    if index.device.type != "cpu":
+        return _derive(index, int(count))
+    known = _cache.get(index)
+    if known is not None and known[0] == index._version:
+        return known[1]
+    derived = _derive(index, int(count))
+    _cache[index] = (index._version, derived)
+    return derived
+
+
+def _derive(index: Tensor, count: int) -> Lists:
+    size, device = index.numel(), index.device
+    active = index[:count].clone()
+    place = torch.arange(size, dtype=torch.int32, device=device)
+    inverse = torch.full((size,), count, dtype=torch.int32, device=device)
+    inverse.index_copy_(0, active.long(), place[:count])
+    frozen = (inverse == count).long().argsort(descending=True, stable=True)[: size - count]
+    return Lists(active, inverse, frozen)

@@ -1,0 +1,133 @@
+"""Which function computes an operator: the table (operator, backend) -> function.
+
+Left alone, the first backend of :data:`ORDER` that can serve the call is taken. An explicit
+request, ``NEQ_BACKEND=torch`` in the environment or :func:`use`, is obeyed or raises.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from neq_kernels import native, reference
+
+ORDER = ("native", "torch")
+OPERATORS = ("pack_channels", "linear_wgrad", "linear_backward", "conv_wgrad", "conv_backward")
+_NATIVE_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+
+def _native_pack(
+    dy: Tensor, index: Tensor, width: int, dim: int, bias: bool
+) -> tuple[Tensor, Tensor]:
+    packed, sums = torch.ops.neq_kernels.pack_channels(dy, index, width, dim, bias)
+    return packed, sums
+
+
+def _table() -> dict[tuple[str, str], Callable[..., Any]]:
+    table: dict[tuple[str, str], Callable[..., Any]] = {}
+    for operator in OPERATORS:
+        function = getattr(reference, operator)
+        table[operator, "torch"] = function
+        table[operator, "native"] = (
+            _native_pack if operator == "pack_channels" else partial(function, pack=_native_pack)
+        )
+    return table
+
+
+TABLE = _table()
+
+
+class use:
+    """Require ``backend`` for every operator, from now on or for the length of a ``with`` block.
+
+    ``use(None)`` gives the choice back. Layers raise where the backend cannot serve them.
+
+    Raises:
+        ValueError: no such backend.
+        RuntimeError: the backend is not available here; says why.
+    """
+
+    def __init__(self, backend: str | None) -> None:
+        _check(backend, "backend")
+        self._before = _requested
+        _set(backend)
+
+    def __enter__(self) -> use:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        _set(self._before)
+
+
+def resolve(operator: str, device: str, dtype: torch.dtype) -> tuple[str, Callable[..., Any]]:
+    """The name and the function of the backend that computes ``operator`` on this kind of tensor.
+
+    Raises:
+        RuntimeError: the requested backend, or every backend, is unable; gives each one's reason.
+    """
+    key = (operator, device, dtype)
+    if key not in _resolved:
+        candidates = (_requested,) if _requested else ORDER
+        reasons = {name: why_not(name, device, dtype) for name in candidates}
+        able = [name for name, reason in reasons.items() if reason is None]
+        if not able:
+            refused = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+            remedy = ", or ask for none: neq_kernels.backends.use(None)" if _requested else ""
+            raise RuntimeError(
+                f"{operator}: expected a backend for {dtype} on {device}, but {refused}; "
+                f"use a supported dtype and device{remedy}"
+            )
+        _resolved[key] = (able[0], TABLE[operator, able[0]])
+    return _resolved[key]
+
+
+def why_not(backend: str, device: str = "cpu", dtype: torch.dtype = torch.float32) -> str | None:
+    """Why ``backend`` cannot serve tensors of this device and dtype; None if it can."""
+    if backend == "torch":
+        return None
+    if not native.available():
+        return native.why_not()
+    if device != "cpu":
+        return f"serves the cpu, not {device}"
+    if dtype not in _NATIVE_DTYPES:
+        return f"serves float32, float64, float16 and bfloat16, not {dtype}"
+    return None
+
+
+def report() -> str:
+    """One line per backend: available, or the reason why not; and what was requested."""
+    lines = [f"{name:8s} {why_not(name) or 'available (cpu)'}" for name in ORDER]
+    lines[ORDER.index("torch")] = "torch    available (any device)"
+    return "\n".join([*lines, f"requested: {_requested or 'none, the first able one is taken'}"])
+
+
+def _check(backend: str | None, argument: str) -> None:
+    if backend is None:
+        return
+    if backend not in ORDER:
+        raise ValueError(f"{argument}: expected one of {', '.join(ORDER)}, got {backend!r}")
+    reason = why_not(backend)
+    if reason:
+        raise RuntimeError(f"{argument}={backend}: not available here: {reason}")
+
+
+def _set(backend: str | None) -> None:
+    global _requested
+    _requested = backend
+    _resolved.clear()
+
+
+_resolved: dict[tuple[str, str, torch.dtype], tuple[str, Callable[..., Any]]] = {}
+_requested: str | None = None
+
+
+def requested_by_environment() -> None:
+    """Obey ``NEQ_BACKEND``; called once when the package is imported."""
+    backend = os.environ.get("NEQ_BACKEND") or None
+    _check(backend, "NEQ_BACKEND")
+    _set(backend)

@@ -1,0 +1,157 @@
+"""What only a forward can tell: FLOPs, and weights that are used behind their layer's back.
+
+``nn.MultiheadAttention`` or torchvision's Swin hand the weight of a Linear to a function instead of
+calling the Linear; a sparse class there would never run. The first eager forward after convert is
+watched: such layers are given their torch class back, and :func:`neq_kernels.report` names them.
+"""
+
+from __future__ import annotations
+
+import warnings
+from contextlib import ExitStack
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+from torch.utils.hooks import RemovableHandle
+
+from neq_kernels.layer import NEqLayer
+
+_PRODUCTS = frozenset(
+    "linear bilinear matmul mm bmm addmm baddbmm einsum tensordot conv1d conv2d conv3d convolution "
+    "multi_head_attention_forward __matmul__ __rmatmul__".split()
+)
+
+
+def watch(model: nn.Module) -> None:
+    """Watch the next eager forward of ``model``. The hooks are module-level, so that they pickle."""
+    unwatch(model)
+    model.register_forward_pre_hook(_begin, prepend=True)
+    model.register_forward_hook(_end, always_call=True)
+
+
+def unwatch(model: nn.Module) -> None:
+    for hooks in (model._forward_pre_hooks, model._forward_hooks):
+        for key in [k for k, hook in hooks.items() if hook in (_begin, _end)]:
+            del hooks[key]
+            model._forward_hooks_always_called.pop(key, None)
+
+
+def forward_flops(model: nn.Module) -> tuple[dict[str, int], int] | None:
+    """FLOPs of the watched forward: of each converted layer by name, and of the whole model.
+
+    Matrix products, convolutions and attention count, as in ``torch.utils.flop_counter``. None
+    before the first eager forward.
+    """
+    total = model.__dict__.get("_forward_flops")
+    if total is None:
+        return None
+    layers = ((name, m) for name, m in model.named_modules() if isinstance(m, NEqLayer))
+    return {name: m.__dict__.get("_flops", 0) for name, m in layers}, total
+
+
+class _Products(TorchFunctionMode):
+    """Notes which layers' weights meet a product while their layer is not running."""
+
+    def __init__(self, layers: list[NEqLayer]) -> None:
+        super().__init__()
+        self.owner = {id(m.weight): m for m in layers}
+        self.running: list[nn.Module] = []
+        self.hidden: list[NEqLayer] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__name__", "") in _PRODUCTS:
+            for leaf in tree_leaves((args, kwargs)):
+                layer = self.owner.get(id(leaf)) if isinstance(leaf, Tensor) else None
+                if layer is not None and layer not in self.running + self.hidden:
+                    self.hidden.append(layer)
+        return func(*args, **kwargs)
+
+
+class _Flops(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        formula = flop_registry.get(func._overloadpacket)
+        if formula is not None:
+            self.total += formula(*args, **(kwargs or {}), out_val=output)
+        return output
+
+
+class _Watch:
+    """One watched forward: both modes, and the hooks that tell which layer is running."""
+
+    def __init__(self, model: nn.Module) -> None:
+        layers = [m for m in model.modules() if isinstance(m, NEqLayer)]
+        self.products, self.flops = _Products(layers), _Flops()
+        self.before: list[int] = []
+        self.handles: list[RemovableHandle] = []
+        for layer in layers:
+            layer.__dict__["_flops"] = 0
+            self.handles += (
+                layer.register_forward_pre_hook(self._enter_layer),
+                layer.register_forward_hook(self._leave_layer, always_call=True),
+            )
+        self.stack = ExitStack()
+        self.stack.enter_context(self.products)
+        self.stack.enter_context(self.flops)
+
+    def close(self) -> None:
+        self.stack.close()
+        for handle in self.handles:
+            handle.remove()
+
+    def _enter_layer(self, layer: nn.Module, inputs: Any) -> None:
+        self.products.running.append(layer)
+        self.before.append(self.flops.total)
+
+    def _leave_layer(self, layer: nn.Module, inputs: Any, output: Any) -> None:
+        self.products.running.pop()
+        layer.__dict__["_flops"] += self.flops.total - self.before.pop()
+
+
+_watches: WeakKeyDictionary[nn.Module, _Watch] = WeakKeyDictionary()
+
+
+def _begin(model: nn.Module, inputs: Any) -> None:
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    if traced or torch._C._are_functorch_transforms_active() or model in _watches:
+        return
+    # Under these modes a compiled submodule would be compiled for a state that never returns.
+    if any(m._compiled_call_impl is not None for m in model.modules()):
+        return
+    _watches[model] = _Watch(model)
+
+
+def _end(model: nn.Module, inputs: Any, output: Any) -> None:
+    if torch.compiler.is_compiling() or model not in _watches:
+        return
+    watched = _watches.pop(model)
+    watched.close()
+    if output is None:
+        return
+    unwatch(model)
+    model.__dict__["_forward_flops"] = watched.flops.total
+    for layer in watched.products.hidden:
+        _give_back(model, layer)
+
+
+def _give_back(model: nn.Module, layer: NEqLayer) -> None:
+    name = next(name for name, m in model.named_modules() if m is layer)
+    if not layer.active.is_full:
+        warnings.warn(
+            f"{name}: its weight is used without calling the layer, so none of its neurons can be "
+            "frozen; all are active again (see neq_kernels.report)",
+            stacklevel=2,
+        )
+    layer.unconvert()
+    layer.__dict__["_skip_reason"] = "its weight is used without calling the layer"

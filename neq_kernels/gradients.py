@@ -1,0 +1,155 @@
+"""The gradients of one layer, given which channels are active and the path to take.
+
+Eager autograd comes here directly; compiled graphs come through the registered operators of
+:mod:`neq_kernels.ops`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from neq_kernels import backends, planner, reference
+from neq_kernels.active import Lists
+
+Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
+
+
+class Needed(NamedTuple):
+    """Which of a layer's gradients autograd asks for."""
+
+    dx: bool
+    dw: bool
+    db: bool
+
+
+class ConvGeometry(NamedTuple):
+    stride: Sequence[int]
+    padding: Sequence[int]
+    dilation: Sequence[int]
+    groups: int
+
+
+def linear_gradients(
+    dy: Tensor,
+    x: Tensor | None,
+    weight: Tensor | None,
+    channels: Lists,
+    needed: Needed,
+    columns: bool,
+    propagate: str,
+    path: str,
+) -> Gradients:
+    """dX, dW and db of a linear layer, frozen rows of dW and db exactly zero.
+
+    Shapes: dy ``[..., O]``, x ``[..., I]``, weight ``[O, I]`` (``[I, O]`` when ``columns``).
+    ``x`` is read for dW only, ``weight`` for dX only. ``path`` is the planner's answer; "dense"
+    consists of differentiable operations.
+    """
+    if path == "packed" and needed.dw:
+        assert x is not None
+        if propagate == "active" and needed.dx:
+            backward = _backend("linear_backward", dy)
+            dx, dw, db = backward(dy, x, weight, channels, needed.db, columns)
+        else:
+            dx = linear_dgrad(dy, weight, columns) if needed.dx else None
+            dw, db = _backend("linear_wgrad", dy)(dy, x, channels, needed.db, columns)
+        return dx, dw, db if needed.db else None
+    if propagate == "active":
+        dy = reference.mask_rows(dy, channels, dy.dim() - 1)
+    dx = linear_dgrad(dy, weight, columns) if needed.dx else None
+    rows, dw, db = dy.reshape(-1, dy.shape[-1]), None, None
+    if needed.dw:
+        assert x is not None
+        inputs = x.reshape(-1, x.shape[-1])
+        dw = inputs.t() @ rows if columns else rows.t() @ inputs
+        dw = dw.index_fill_(int(columns), channels.frozen, 0)
+    if needed.db:
+        db = rows.sum(0).index_fill_(0, channels.frozen, 0)
+    return dx, dw, db
+
+
+def conv_gradients(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    channels: Lists,
+    needed: Needed,
+    geometry: ConvGeometry,
+    propagate: str,
+    path: str,
+) -> Gradients:
+    """dX, dW and db of a convolution, frozen rows of dW and db exactly zero.
+
+    Shapes: dy ``[N, O, *out]``, x ``[N, C, *in]``, weight ``[O, C/groups, *kernel]``. ``path`` is
+    the planner's answer; "dense" consists of differentiable operations.
+    """
+    if path == "packed" and needed.dw:
+        arguments = (dy, x, weight, channels, needed.db, *geometry)
+        if propagate == "active" and needed.dx:
+            dx, dw, db = _backend("conv_backward", dy)(*arguments)
+        else:
+            dx = (
+                _conv(dy, x, weight, geometry, Needed(True, False, False))[0] if needed.dx else None
+            )
+            dw, db = _backend("conv_wgrad", dy)(*arguments)
+        return dx, dw, db if needed.db else None
+    if propagate == "active":
+        dy = reference.mask_rows(dy, channels, 1)
+    dx, dw, db = _conv(dy, x, weight, geometry, needed)
+    for grad in (dw, db):
+        if grad is not None:
+            grad.index_fill_(0, channels.frozen, 0)
+    return dx, dw, db
+
+
+def conv_dgrad(dy: Tensor, x: Tensor, weight: Tensor, geometry: ConvGeometry) -> Tensor:
+    """dX of a convolution through all channels; of ``x`` only shape and strides are read."""
+    dx = _conv(dy, x, weight, geometry, Needed(True, False, False))[0]
+    assert dx is not None
+    return dx
+
+
+def linear_path(dy: Tensor, fan_in: int, channels: Lists) -> str:
+    """The planner's answer for a linear layer with output gradient ``dy`` ``[..., O]``."""
+    positions = dy.numel() // max(channels.size, 1)
+    return planner.choose(
+        planner.Geometry(
+            "linear", dy.device.type, dy.dtype, positions, fan_in, channels.size, channels.count
+        )
+    )
+
+
+def conv_path(dy: Tensor, weight: Tensor, channels: Lists, groups: int) -> str:
+    """The planner's answer for a convolution with output gradient ``dy`` ``[N, O, *out]``."""
+    positions = dy.numel() // max(channels.size, 1)
+    fan_in = weight.numel() // max(channels.size, 1)
+    return planner.choose(
+        planner.Geometry(
+            "conv", dy.device.type, dy.dtype, positions, fan_in, channels.size, channels.count,
+            groups, channels_last=not dy.is_contiguous(),
+        )
+    )  # fmt: skip
+
+
+def linear_dgrad(dy: Tensor, weight: Tensor | None, columns: bool) -> Tensor:
+    """dX of a linear layer through all channels."""
+    assert weight is not None
+    return dy @ (weight.t() if columns else weight)
+
+
+def _conv(
+    dy: Tensor, x: Tensor, weight: Tensor, geometry: ConvGeometry, needed: Needed
+) -> Gradients:
+    dx, dw, db = torch.ops.aten.convolution_backward(
+        dy, x, weight, [weight.shape[0]], geometry.stride, geometry.padding, geometry.dilation,
+        False, [0] * len(geometry.stride), geometry.groups, list(needed),
+    )  # fmt: skip
+    return dx, dw, db
+
+
+def _backend(operator: str, tensor: Tensor) -> Any:
+    return backends.resolve(operator, tensor.device.type, tensor.dtype)[1]

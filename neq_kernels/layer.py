@@ -1,0 +1,225 @@
+"""What every converted layer has: its active set, in the forms that users and kernels read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from neq_kernels.active import ActiveSet
+
+Chosen = Tensor | Sequence[bool] | Sequence[int] | ActiveSet | None
+PROPAGATE = ("all", "active")
+
+
+class NEqLayer(nn.Module):
+    """A layer whose neurons (output channels) can be frozen one by one.
+
+    Attributes:
+        propagate: "all" (exact: gradients flow through frozen neurons) or "active" (dX too comes
+            from the active channels alone; an approximation of the network's gradient).
+        channel_axis: the axis of the output that counts neurons.
+    """
+
+    channel_axis: ClassVar[int] = -1
+    origin: ClassVar[type[nn.Module]]
+    weight: Tensor
+    bias: Tensor | None
+
+    _active: ActiveSet
+    _index: Tensor
+    _count: Tensor
+    _mask: Tensor
+    _taken: dict[str, str]
+    _propagate: str
+
+    @property
+    def size(self) -> int:
+        """Number of neurons."""
+        return self._active.size
+
+    @property
+    def active(self) -> ActiveSet:
+        """The neurons whose gradient is computed."""
+        return self._active
+
+    @property
+    def propagate(self) -> str:
+        return self._propagate
+
+    @propagate.setter
+    def propagate(self, value: str) -> None:
+        if value not in PROPAGATE:
+            raise ValueError(f"propagate: expected one of {', '.join(PROPAGATE)}, got {value!r}")
+        self._propagate = value
+
+    def set_active(self, active: Chosen) -> None:
+        """Choose the active neurons: a bool mask ``[size]``, channel numbers, an
+        :class:`ActiveSet`, or None for all. The lists that kernels read are filled in place.
+
+        Raises:
+            TypeError: neither bool nor integer.
+            ValueError: wrong length or device, or a channel twice.
+            IndexError: a channel out of range.
+        """
+        self._fill(self._as_set(active))
+
+    def neuron_parameters(self) -> list[tuple[str, nn.Parameter, int]]:
+        """(name, parameter, dimension that counts neurons) of each parameter made of neurons."""
+        named = ((name, getattr(self, name)) for name in ("weight", "bias"))
+        return [
+            (name, p, self._neuron_dim(name)) for name, p in named if isinstance(p, nn.Parameter)
+        ]
+
+    def _neuron_dim(self, name: str) -> int:
+        return 0
+
+    def _as_set(self, active: Chosen) -> ActiveSet:
+        size = self.size
+        if active is None:
+            return ActiveSet.full(size)
+        if isinstance(active, Tensor) and active.device not in (
+            torch.device("cpu"), self._index.device,
+        ):  # fmt: skip
+            raise ValueError(
+                f"active: expected on the cpu or the layer's {self._index.device}, got "
+                f"{active.device}; move it to one of them"
+            )
+        if not isinstance(active, ActiveSet):
+            is_mask = (
+                active.dtype == torch.bool
+                if isinstance(active, Tensor)
+                else len(active) > 0 and isinstance(active[0], bool)
+            )
+            if is_mask:
+                active = ActiveSet.from_mask(active)
+            else:
+                active = ActiveSet.from_index(active, size)
+        if active.size != size:
+            raise ValueError(
+                f"active: expected {size} neurons, one per output channel, got {active.size}"
+            )
+        return active
+
+    def _adopt(self, propagate: str) -> None:
+        """Become sparse: called once, when convert has changed the class of the module."""
+        size, device = self.weight.shape[self._neuron_dim("weight")], self.weight.device
+        self.propagate = propagate
+        self._index = torch.empty(size, dtype=torch.int32, device=device)
+        self._mask = torch.empty(size, dtype=torch.bool, device=device)
+        self._count = torch.tensor(0)
+        self._taken = {}
+        self._fill(ActiveSet.full(size))
+
+    def unconvert(self) -> None:
+        """Become torch's own layer again; use :func:`neq_kernels.revert` for a whole model."""
+        for name in ("_index", "_mask", "_count", "_taken", "_active", "_propagate", "_flops"):
+            self.__dict__.pop(name, None)
+        self.__class__ = self.origin  # type: ignore[assignment]
+
+    def _fill(self, active: ActiveSet) -> None:
+        self._active = active
+        self._taken.clear()
+        # inference_mode would otherwise make these updates invisible to autograd's version check.
+        with torch.inference_mode(False), torch.no_grad():
+            self._index.fill_(-1)[: active.count].copy_(active.index)
+            self._count.fill_(active.count)
+            self._mask.copy_(active.mask())
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        super()._apply(fn, recurse)
+        if self._index.device != self.weight.device:
+            device = self.weight.device
+            self._index = torch.empty_like(self._index, device=device)
+            self._mask = torch.empty_like(self._mask, device=device)
+            self._fill(self._active)
+        return self
+
+    def _mode(self, x: Tensor) -> str:
+        """How this forward meets its set: "plain" where torch's own layer does the same thing,
+        "detached" where no gradient is wanted, "masked" under torch.func's transforms, else one of
+        the modes of :mod:`neq_kernels.autograd`."""
+        bias = getattr(self, "bias", None)
+        trains = self.weight.requires_grad or (bias is not None and bias.requires_grad)
+        limits = self._propagate == "active" and x.requires_grad
+        if not torch.is_grad_enabled() or not (trains or limits):
+            return "plain"
+        if torch.compiler.is_compiling():
+            return "opaque"
+        if self._active.is_full:
+            return "plain"
+        if torch._C._are_functorch_transforms_active():
+            return "masked"
+        if not self._active.is_empty:
+            return "some"
+        if not x.requires_grad:
+            return "detached"
+        if self._propagate == "active":
+            return "cut" if inside_ddp() else "detached"
+        return "none"
+
+    def forward(self, x: Tensor) -> Tensor:
+        mode = self._mode(x)
+        if mode == "plain":
+            return super().forward(x)  # type: ignore[misc, no-any-return]
+        bias = getattr(self, "bias", None)
+        if mode == "masked":
+            return self._masked(x, bias)
+        if mode == "detached":
+            x = x.detach() if self._propagate == "active" else x
+            return self._compute(x, self.weight.detach(), None if bias is None else bias.detach())
+        return self._sparse(mode, *cast_for_autocast(x, self.weight, bias))
+
+    def _masked(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """The same gradients from torch's own differentiable operations, frozen rows included in
+        the work: what every transform of torch.func can see through."""
+        weight = self._mask_rows(self.weight, "weight")
+        if bias is not None:
+            bias = self._mask_rows(bias, "bias")
+        y = self._compute(x, weight, bias)
+        if self._propagate == "active":
+            y = torch.where(self._along(y, self.channel_axis), y, y.detach())
+        return y
+
+    def _mask_rows(self, parameter: Tensor, name: str) -> Tensor:
+        mask = self._along(parameter, self._neuron_dim(name))
+        return torch.where(mask, parameter, parameter.detach())
+
+    def _along(self, tensor: Tensor, axis: int) -> Tensor:
+        """The set as a mask that broadcasts along ``axis`` of ``tensor``."""
+        shape = [1] * tensor.dim()
+        shape[axis] = -1
+        return self._mask.view(shape)
+
+    def _compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The layer's output, as torch's own layer computes it from these parameters."""
+        raise NotImplementedError
+
+    def _sparse(self, mode: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The layer's output through the Function that computes the active rows only."""
+        raise NotImplementedError
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, active={self._active.count}/{self.size}"
+
+
+def cast_for_autocast(x: Tensor, *parameters: Tensor | None) -> tuple[Any, ...]:
+    """What autocast would hand to the layer's operator, as differentiable casts."""
+    device = x.device.type
+    if not torch.is_autocast_enabled(device):
+        return x, *parameters
+    dtype = torch.get_autocast_dtype(device)
+    return tuple(
+        t if t is None or t.dtype == torch.float64 or not t.is_floating_point() else t.to(dtype)
+        for t in (x, *parameters)
+    )
+
+
+def inside_ddp() -> bool:
+    """Whether the forward of a DistributedDataParallel is running: its reducer waits for every
+    parameter, so that layers without a gradient must answer it."""
+    if not torch.distributed.is_available():
+        return False
+    return nn.parallel.DistributedDataParallel._active_ddp_module is not None

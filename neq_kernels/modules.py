@@ -1,0 +1,216 @@
+"""The layers that :func:`neq_kernels.convert` turns torch's into.
+
+Each is a subclass of the torch layer it stands for, and converting changes only the class of the
+module object: Parameters, hooks and everybody's references stay.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from neq_kernels.autograd import ConvFunction, LinearFunction, MaskFunction
+from neq_kernels.layer import NEqLayer, inside_ddp
+
+
+class NEqLinear(NEqLayer, nn.Linear):
+    """``nn.Linear`` whose backward computes the active output features only."""
+
+    origin = nn.Linear
+
+    def _compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return F.linear(x, weight, bias)
+
+    def _sparse(self, mode: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return _linear(self, mode, x, weight, bias, columns=False)
+
+
+class _NEqConv1D(NEqLayer):
+    """transformers' ``Conv1D``, a linear layer with weight ``[in, out]``: neurons are columns."""
+
+    def _neuron_dim(self, name: str) -> int:
+        return 1 if name == "weight" else 0
+
+    def _compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return F.linear(x, weight.t(), bias)
+
+    def _sparse(self, mode: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return _linear(self, mode, x, weight, bias, columns=True)
+
+
+def _linear(
+    layer: NEqLayer, mode: str, x: Tensor, weight: Tensor, bias: Tensor | None, columns: bool
+) -> Tensor:
+    taken = None if mode == "opaque" else layer._taken
+    return LinearFunction.apply(  # type: ignore[no-any-return, no-untyped-call]
+        x, weight, bias, layer._index, layer._count, columns, layer.propagate, mode, taken
+    )
+
+
+class _NEqConvNd(NEqLayer, nn.modules.conv._ConvNd):
+    channel_axis = 1
+
+    def _compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return self._conv_forward(x, weight, bias)  # type: ignore[operator, no-any-return]
+
+    def _sparse(self, mode: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        batched = x.dim() == weight.dim()
+        if not batched:
+            x = x.unsqueeze(0)
+        x, padding = self._pad(x)
+        geometry = (self.stride, padding, self.dilation, self.groups)
+        taken = None if mode == "opaque" else self._taken
+        y: Tensor = ConvFunction.apply(  # type: ignore[no-untyped-call]
+            x, weight, bias, self._index, self._count, geometry, self.propagate, mode, taken
+        )
+        return y if batched else y.squeeze(0)
+
+    def _pad(self, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
+        """``x`` padded by what a convolution cannot pad itself, and the zeros left for it."""
+        none = (0,) * len(self.stride)
+        if self.padding_mode != "zeros":
+            return F.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode), none
+        if self.padding == "valid":
+            return x, none
+        if self.padding != "same":
+            return x, self.padding  # type: ignore[return-value]
+        totals = [d * (k - 1) for d, k in zip(self.dilation, self.kernel_size, strict=True)]
+        # An even kernel needs one more zero at the end than at the beginning.
+        extra = [side for total in reversed(totals) for side in (0, total % 2)]
+        return F.pad(x, extra) if any(extra) else x, tuple(total // 2 for total in totals)
+
+
+class NEqConv1d(_NEqConvNd, nn.Conv1d):
+    """``nn.Conv1d`` whose backward computes the active output channels only."""
+
+    origin = nn.Conv1d
+
+
+class NEqConv2d(_NEqConvNd, nn.Conv2d):
+    """``nn.Conv2d`` whose backward computes the active output channels only."""
+
+    origin = nn.Conv2d
+
+
+class NEqConv3d(_NEqConvNd, nn.Conv3d):
+    """``nn.Conv3d`` whose backward computes the active output channels only."""
+
+    origin = nn.Conv3d
+
+
+class _NEqNorm(NEqLayer):
+    """A norm layer: gamma and beta of frozen channels get no gradient, statistics keep running."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        mode = self._mode(x)
+        if mode == "plain":
+            return super(NEqLayer, self).forward(x)  # type: ignore[misc, no-any-return]
+        weight, bias = (self._guarded(mode, name, x) for name in ("weight", "bias"))
+        return self._normalise(x, weight, bias)
+
+    def _guarded(self, mode: str, name: str, x: Tensor) -> Tensor | None:
+        parameter = getattr(self, name, None)
+        if parameter is None or not parameter.requires_grad:
+            return parameter
+        if mode in ("opaque", "masked"):
+            return self._mask_rows(parameter, name)
+        if not self._active.is_empty:
+            return MaskFunction.apply(parameter, self._mask)  # type: ignore[no-any-return, no-untyped-call]
+        if x.requires_grad and inside_ddp():
+            return MaskFunction.apply(parameter, None)  # type: ignore[no-any-return, no-untyped-call]
+        return parameter.detach()  # type: ignore[no-any-return]
+
+    def _normalise(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        raise NotImplementedError
+
+
+class _NEqBatchNorm(_NEqNorm, nn.modules.batchnorm._BatchNorm):
+    channel_axis = 1
+
+    def _normalise(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        self._check_input_dim(x)
+        momentum = 0.0 if self.momentum is None else self.momentum
+        if self.training and self.track_running_stats and self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+            if self.momentum is None:
+                momentum = 1.0 / float(self.num_batches_tracked)
+        use_batch = self.training or (self.running_mean is None and self.running_var is None)
+        tracked = not self.training or self.track_running_stats
+        return F.batch_norm(
+            x,
+            self.running_mean if tracked else None,
+            self.running_var if tracked else None,
+            weight,
+            bias,
+            use_batch,
+            momentum,
+            self.eps,
+        )
+
+
+class NEqBatchNorm1d(_NEqBatchNorm, nn.BatchNorm1d):
+    """``nn.BatchNorm1d`` whose gamma and beta freeze channel by channel."""
+
+    origin = nn.BatchNorm1d
+
+
+class NEqBatchNorm2d(_NEqBatchNorm, nn.BatchNorm2d):
+    """``nn.BatchNorm2d`` whose gamma and beta freeze channel by channel."""
+
+    origin = nn.BatchNorm2d
+
+
+class NEqBatchNorm3d(_NEqBatchNorm, nn.BatchNorm3d):
+    """``nn.BatchNorm3d`` whose gamma and beta freeze channel by channel."""
+
+    origin = nn.BatchNorm3d
+
+
+class NEqLayerNorm(_NEqNorm, nn.LayerNorm):
+    """``nn.LayerNorm`` whose gamma and beta freeze channel by channel."""
+
+    origin = nn.LayerNorm
+
+    def _normalise(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        return F.layer_norm(x, self.normalized_shape, weight, bias, self.eps)
+
+
+class NEqRMSNorm(_NEqNorm, nn.RMSNorm):
+    """``nn.RMSNorm`` whose gamma freezes channel by channel."""
+
+    origin = nn.RMSNorm
+
+    def _normalise(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        return F.rms_norm(x, self.normalized_shape, weight, self.eps)
+
+
+CLASSES: dict[type[nn.Module], type[NEqLayer]] = {
+    cls.origin: cls
+    for cls in (
+        NEqLinear, NEqConv1d, NEqConv2d, NEqConv3d, NEqBatchNorm1d, NEqBatchNorm2d,
+        NEqBatchNorm3d, NEqLayerNorm, NEqRMSNorm,
+    )
+}  # fmt: skip
+
+
+def sparse_class(module: nn.Module) -> type[NEqLayer] | None:
+    """The class that ``module`` converts to, or None. transformers is not imported to ask."""
+    kind = type(module)
+    if (kind.__module__, kind.__name__) == ("transformers.pytorch_utils", "Conv1D"):
+        return __getattr__("NEqConv1D")  # type: ignore[no-any-return]
+    return CLASSES.get(kind)
+
+
+def __getattr__(name: str) -> Any:
+    # NEqConv1D must derive from transformers' class, which not everybody has installed: it is
+    # made when first asked for, and pickle asks for it by this name.
+    if name != "NEqConv1D":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from transformers.pytorch_utils import Conv1D
+
+    made = type("NEqConv1D", (_NEqConv1D, Conv1D), {"origin": Conv1D, "__module__": __name__})
+    globals()["NEqConv1D"] = made
+    return made

@@ -1,0 +1,34 @@
+"""Dense or packed: which way a layer's weight gradient is computed.
+
+"packed" gathers the active channels of dY and multiplies only those. "dense" computes every row
+and zeroes the frozen ones: right where gathering costs more than the rows it saves.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+
+class Geometry(NamedTuple):
+    """What decides the cost of one layer's weight gradient.
+
+    ``kind``: "linear" or "conv"; ``positions``: terms of each weight's sum (tokens, or N*H*W of the output); ``fan_in``: weights
+    per neuron; ``size`` and ``count``: all and active neurons.
+    """
+
+    kind: str
+    device: str
+    dtype: torch.dtype
+    positions: int
+    fan_in: int
+    size: int
+    count: int
+    groups: int = 1
+    channels_last: bool = False
+
+
+def choose(geometry: Geometry) -> str:
+    """``"packed"`` or ``"dense"`` for this geometry."""
+    return "packed"

@@ -1,0 +1,223 @@
+"""Every operator in plain torch: the specification the kernels are tested against.
+
+Neurons are output channels. ``lists`` names the active ones; ``dy`` is the gradient of the layer's
+output. Whatever has the shape of a parameter comes back in full shape with frozen rows exactly
+zero. ``pack`` is the one part that other backends replace.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from neq_kernels.active import Lists
+
+Pack = Callable[[Tensor, Tensor, int, int, bool], tuple[Tensor, Tensor]]
+
+
+def pack_channels(
+    dy: Tensor, index: Tensor, width: int, dim: int, bias: bool
+) -> tuple[Tensor, Tensor]:
+    """``packed[.., i, ..] = dy[.., index[i], ..]`` for i < width, zeros where ``index[i] < 0``;
+    ``sums[i]`` is packed channel i summed over all other dimensions (``[0]`` without ``bias``)."""
+    dim = dim % dy.dim()
+    index = index[:width]
+    packed = dy.index_select(dim, index.clamp(min=0))
+    shape = [-1 if d == dim else 1 for d in range(dy.dim())]
+    packed = packed.masked_fill((index < 0).view(shape), 0)
+    if dim == 1 and dy.dim() in (4, 5) and not dy.is_contiguous():
+        packed = packed.contiguous(memory_format=_channels_last(dy.dim()))
+    others = [d for d in range(dy.dim()) if d != dim]
+    return packed, packed.sum(others) if bias else dy.new_empty(0)
+
+
+def linear_wgrad(
+    dy: Tensor, x: Tensor, lists: Lists, bias: bool, columns: bool, pack: Pack = pack_channels
+) -> tuple[Tensor, Tensor]:
+    """``dW[index[i], :] = sum_m dy[m, index[i]] * x[m, :]`` and the same rows of the bias gradient.
+
+    Shapes: dy ``[..., O]``, x ``[..., I]``; dW ``[O, I]``, or ``[I, O]`` when ``columns``.
+    """
+    packed, sums = pack(_rows(dy), lists.index, lists.count, 1, bias)
+    return _linear_rows(packed, sums, _rows(x), lists, bias, columns)
+
+
+def linear_backward(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    lists: Lists,
+    bias: bool,
+    columns: bool,
+    pack: Pack = pack_channels,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Both gradients from the active channels alone: ``dX = dy[:, index] @ W[index]``, and
+    :func:`linear_wgrad`, from one packing of ``dy``."""
+    packed, sums = pack(_rows(dy), lists.index, lists.count, 1, bias)
+    if columns:
+        dx = packed @ weight.index_select(1, lists.index).t()
+    else:
+        dx = packed @ weight.index_select(0, lists.index)
+    return dx.view(x.shape), *_linear_rows(packed, sums, _rows(x), lists, bias, columns)
+
+
+def _linear_rows(
+    packed: Tensor, sums: Tensor, x: Tensor, lists: Lists, bias: bool, columns: bool
+) -> tuple[Tensor, Tensor]:
+    dw = spread(x.t() @ packed if columns else packed.t() @ x, lists.inverse, int(columns))
+    return dw, spread(sums, lists.inverse) if bias else sums
+
+
+def conv_wgrad(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    lists: Lists,
+    bias: bool,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    pack: Pack = pack_channels,
+) -> tuple[Tensor, Tensor]:
+    """``dW[index[i], c, r] = sum over n, p of dy[n, index[i], p] * x[n, c, p*stride + r*dilation
+    - padding]`` in 1 to 3 spatial dimensions, and the same rows of the bias gradient.
+
+    Of ``weight`` (``[O, C/groups, *kernel]``) only shape and strides are read.
+    """
+    geometry = (stride, padding, dilation)
+    _, dw, db = _conv(dy, x, weight, lists, bias, geometry, groups, pack, dgrad=False)
+    return dw, db
+
+
+def conv_backward(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    lists: Lists,
+    bias: bool,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    pack: Pack = pack_channels,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Both gradients of a convolution from its active channels alone, from one packing of ``dy``:
+    those of a dense backward whose ``dy`` is zero in the frozen channels."""
+    return _conv(dy, x, weight, lists, bias, (stride, padding, dilation), groups, pack, dgrad=True)
+
+
+def _conv(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    lists: Lists,
+    bias: bool,
+    geometry: tuple[Sequence[int], ...],
+    groups: int,
+    pack: Pack,
+    dgrad: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    if groups > 1:
+        return _grouped_conv(dy, x, weight, lists, bias, geometry, groups, dgrad)
+    packed, sums = pack(dy, lists.index, lists.count, 1, bias)
+    rows = weight.index_select(0, lists.index) if dgrad else _rows_like(weight, lists.count)
+    dx, dw = conv_gradients(packed, x, rows, geometry, 1, (dgrad, True))
+    db = spread(sums, lists.inverse) if bias else sums
+    return dx, spread(dw, lists.inverse, like=weight), db
+
+
+def _grouped_conv(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    lists: Lists,
+    bias: bool,
+    geometry: tuple[Sequence[int], ...],
+    groups: int,
+    dgrad: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    kept, index, inverse = lists.regrouped(groups)
+    packed, sums = pack_channels(dy, index, index.numel(), 1, bias)
+    fan_in = weight.shape[1]
+    inputs = (kept[:, None] * fan_in + torch.arange(fan_in, device=x.device)).flatten()
+    whole = kept.numel() == groups
+    x_kept = x if whole else _keep_format(x.index_select(1, inputs), x)
+    rows = (
+        weight.index_select(0, index.clamp(min=0)) if dgrad else _rows_like(weight, index.numel())
+    )
+    dx, dw = conv_gradients(packed, x_kept, rows, geometry, kept.numel(), (dgrad, True))
+    if dgrad and not whole:
+        dx = torch.zeros_like(x).index_copy_(1, inputs, dx)
+    db = spread(sums, inverse) if bias else sums
+    return dx, spread(dw, inverse, like=weight), db
+
+
+def conv_gradients(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    geometry: tuple[Sequence[int], ...],
+    groups: int,
+    needed: tuple[bool, bool],
+) -> tuple[Tensor, Tensor]:
+    """(dX, dW) of a dense convolution, each only if ``needed``."""
+    stride, padding, dilation = geometry
+    dx, dw, _ = torch.ops.aten.convolution_backward(
+        dy, x, weight, None, stride, padding, dilation, False, [0] * len(stride), groups,
+        [*needed, False],
+    )  # fmt: skip
+    return dx, dw
+
+
+def mask_rows(grad: Tensor, lists: Lists, dim: int = 0) -> Tensor:
+    """``grad`` with the frozen channels along ``dim`` set to zero, in a fresh tensor."""
+    return grad.index_fill(dim, lists.frozen, 0)
+
+
+def spread(rows: Tensor, inverse: Tensor, dim: int = 0, like: Tensor | None = None) -> Tensor:
+    """Full-shape gradient whose channel c is packed channel ``inverse[c]``, zero beyond the last.
+
+    One parallel pass writes every element once; zero-filling first would write the frozen rows'
+    memory and then the active rows' again. ``like`` gives the strides of the result.
+    """
+    zero_row = rows.new_zeros([1 if d == dim else s for d, s in enumerate(rows.shape)])
+    if like is None or like.dim() < 4 or like.is_contiguous():
+        full = torch.cat([rows, zero_row], dim).index_select(dim, inverse)
+    else:
+        # Rows are contiguous memory in channels_last too: select them in that order.
+        last = [0, *range(2, rows.dim()), 1]
+        back = [0, rows.dim() - 1, *range(1, rows.dim() - 1)]
+        rows = torch.cat([rows.permute(last), zero_row.permute(last)])
+        full = rows.index_select(0, inverse).permute(back)
+    if like is None or full.stride() == like.stride():
+        return full
+    return torch.empty_strided(
+        like.shape, like.stride(), dtype=full.dtype, device=full.device
+    ).copy_(full)
+
+
+def _rows(tensor: Tensor) -> Tensor:
+    return tensor.reshape(-1, tensor.shape[-1])
+
+
+def _rows_like(weight: Tensor, count: int) -> Tensor:
+    channels_last = weight.dim() in (4, 5) and not weight.is_contiguous()
+    return torch.empty(
+        (count, *weight.shape[1:]),
+        dtype=weight.dtype,
+        device=weight.device,
+        memory_format=_channels_last(weight.dim()) if channels_last else torch.contiguous_format,
+    )
+
+
+def _keep_format(tensor: Tensor, like: Tensor) -> Tensor:
+    if like.dim() not in (4, 5) or like.is_contiguous():
+        return tensor
+    return tensor.contiguous(memory_format=_channels_last(like.dim()))
+
+
+def _channels_last(dims: int) -> torch.memory_format:
+    return torch.channels_last if dims == 4 else torch.channels_last_3d

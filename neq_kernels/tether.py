@@ -1,0 +1,85 @@
+"""Tie the parameters of frozen layers to the output of a model under DistributedDataParallel.
+
+A frozen prefix of the network is not part of the autograd graph, but DDP's reducer waits for every
+parameter. A node at the output that hands each of them the gradient None answers it, and runs no
+backward below.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import Function
+
+from neq_kernels.layer import NEqLayer, inside_ddp
+
+
+def attach(model: nn.Module) -> None:
+    """Tether at the end of each forward of ``model``. A module-level hook, so that it pickles."""
+    if not any(hook is _after_forward for hook in model._forward_hooks.values()):
+        model.register_forward_hook(_after_forward)
+
+
+def detach(model: nn.Module) -> None:
+    for key in [k for k, hook in model._forward_hooks.items() if hook is _after_forward]:
+        del model._forward_hooks[key]
+
+
+class Tether(Function):
+    """``output`` unchanged; ``parameters`` get the gradient None."""
+
+    @staticmethod
+    def forward(output: Tensor, *parameters: Tensor) -> Tensor:
+        return output.view_as(output)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.parameters = len(inputs) - 1
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+        return grad, *(None,) * ctx.parameters
+
+
+def _after_forward(model: nn.Module, inputs: Any, output: Any) -> Any:
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled() or not inside_ddp():
+        return None
+    parameters = [
+        parameter
+        for module in model.modules()
+        if isinstance(module, NEqLayer) and module.active.is_empty
+        for _, parameter, _ in module.neuron_parameters()
+        if parameter.requires_grad
+    ]
+    if not parameters:
+        return None
+    found: list[Tensor] = []
+    _map_tensors(output, lambda t: found.append(t) or t)
+    if not any(t.requires_grad for t in found):
+        return _map_tensors(output, lambda t: Tether.apply(t, *parameters))  # type: ignore[no-untyped-call]
+    return _map_tensors(
+        output,
+        lambda t: Tether.apply(t, *parameters) if t.requires_grad else t,  # type: ignore[no-untyped-call]
+    )
+
+
+def _map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """``value`` with ``function`` applied to its floating-point tensors, containers kept."""
+    if isinstance(value, Tensor):
+        return function(value) if value.is_floating_point() else value
+    if isinstance(value, dict):
+        for key, item in value.items():
+            value[key] = _map_tensors(item, function)
+        return value
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(_map_tensors(item, function) for item in value))
+    if isinstance(value, list | tuple):
+        return type(value)(_map_tensors(item, function) for item in value)
+    if is_dataclass(value) and not isinstance(value, type):
+        for name in (f.name for f in fields(value)):
+            setattr(value, name, _map_tensors(getattr(value, name), function))
+    return value
