@@ -1,0 +1,104 @@
+"""Selectors: which neurons train until the next update.
+
+A selector is any callable that takes a mapping from layer name to `Scores` and returns a mapping
+from the same names to bool masks `[C]` on the CPU, True where the neuron is active. It sees the
+layers that could be measured; the others stay active. One that carries state over updates offers
+`state_dict()` and `load_state_dict(state)` of plain values and tensors.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What is known of the C neurons of one layer after an update.
+
+    Attributes:
+        velocity: v_t, fp64 `[C]` on the CPU.
+        similarity: phi_t, fp64 `[C]` on the CPU.
+        active: who trained until now, bool `[C]` on the CPU.
+        parameters: how many parameters one neuron has.
+        kind: the torch class, such as "Conv2d".
+        epoch: t, from 1 on.
+    """
+
+    velocity: Tensor
+    similarity: Tensor
+    active: Tensor
+    parameters: int
+    kind: str
+    epoch: int
+
+
+class Selector(Protocol):
+    """See the module's docstring."""
+
+    def __call__(self, scores: Mapping[str, Scores]) -> Mapping[str, Tensor]: ...
+
+
+class Velocity:
+    """Freezes exactly the neurons with |v_t| < epsilon (NEq, arXiv 2207.09455); frozen ones may
+    thaw.
+
+    Args:
+        epsilon: >= 0, in units of cosine similarity per epoch; 0 freezes nobody.
+
+    Raises:
+        ValueError: epsilon is negative or NaN.
+    """
+
+    def __init__(self, epsilon: float = 1e-3) -> None:
+        self.epsilon = _check_epsilon(epsilon)
+
+    def __call__(self, scores: Mapping[str, Scores]) -> dict[str, Tensor]:
+        return {name: layer.velocity.abs() >= self.epsilon for name, layer in scores.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"epsilon": self.epsilon}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.epsilon = _check_epsilon(state["epsilon"])
+
+    def __repr__(self) -> str:
+        return f"Velocity(epsilon={self.epsilon:g})"
+
+
+def _check_epsilon(epsilon: float) -> float:
+    if math.isnan(epsilon) or epsilon < 0:
+        raise ValueError(f"epsilon: expected a number >= 0, got {epsilon!r}; the paper uses 1e-3")
+    return float(epsilon)
+
+
+def select(selector: Selector, scores: Mapping[str, Scores]) -> dict[str, Tensor]:
+    """The masks `selector` chooses; TypeError or ValueError names what is wrong with them."""
+    chosen = selector(scores)
+    if not isinstance(chosen, Mapping) or set(chosen) != set(scores):
+        got = sorted(chosen) if isinstance(chosen, Mapping) else type(chosen).__name__
+        raise ValueError(
+            f"selector {selector!r}: expected masks for exactly {sorted(scores)}, got {got}"
+        )
+    for name, mask in chosen.items():
+        expected = scores[name].velocity.shape
+        if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.device.type != "cpu":
+            got = (
+                f"{mask.dtype} on {mask.device}"
+                if isinstance(mask, Tensor)
+                else type(mask).__name__
+            )
+            raise TypeError(
+                f"selector {selector!r}, layer {name!r}: expected a bool mask on the CPU, got {got}"
+            )
+        if mask.shape != expected:
+            raise ValueError(
+                f"selector {selector!r}, layer {name!r}: expected a mask of shape "
+                f"{tuple(expected)}, got {tuple(mask.shape)}"
+            )
+    return dict(chosen)
