@@ -3,5 +3,6 @@
 from neq_kernels import backends
 from neq_kernels.active import ActiveSet
 from neq_kernels.convert import convert, get_active, revert, set_active
+from neq_kernels.report import report
 
 backends.requested_by_environment()

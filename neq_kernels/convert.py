@@ -8,7 +8,7 @@ from fnmatch import fnmatch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from neq_kernels import first_forward, tether
+from neq_kernels import first_forward, reach, tether
 from neq_kernels.active import ActiveSet
 from neq_kernels.layer import PROPAGATE, Chosen, NEqLayer
 from neq_kernels.modules import CLASSES, sparse_class
@@ -63,8 +63,7 @@ def convert(
             module.__class__ = sparse
             assert isinstance(module, NEqLayer)
             module._adopt(propagate or "all")
-    first_forward.watch(model)
-    tether.attach(model)
+    _attach(model)
     return model
 
 
@@ -74,9 +73,33 @@ def revert(model: nn.Module) -> nn.Module:
         module.__dict__.pop("_skip_reason", None)
         if isinstance(module, NEqLayer):
             module.unconvert()
-    first_forward.unwatch(model)
-    tether.detach(model)
+    _detach(model)
     return model
+
+
+def _attach(model: nn.Module) -> None:
+    # Module-level functions, and state in the model's __dict__: both survive deepcopy and pickle.
+    _detach(model)
+    model.__dict__["_neq_layers"] = list(converted_layers(model).values())
+    model.register_forward_pre_hook(first_forward.before_forward, prepend=True)
+    model.register_forward_hook(first_forward.after_forward, always_call=True)
+    model.register_forward_hook(reach.after_forward)
+    model.register_forward_hook(tether.after_forward)
+
+
+def _detach(model: nn.Module) -> None:
+    ours = (
+        first_forward.before_forward,
+        first_forward.after_forward,
+        reach.after_forward,
+        tether.after_forward,
+    )
+    for hooks in (model._forward_pre_hooks, model._forward_hooks):
+        for key in [k for k, hook in hooks.items() if hook in ours]:
+            del hooks[key]
+            model._forward_hooks_always_called.pop(key, None)
+    for name in ("_neq_layers", "_forward_flops", "_unreached"):
+        model.__dict__.pop(name, None)
 
 
 def converted_layers(model: nn.Module) -> dict[str, NEqLayer]:

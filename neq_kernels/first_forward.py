@@ -28,20 +28,6 @@ _PRODUCTS = frozenset(
 )
 
 
-def watch(model: nn.Module) -> None:
-    """Watch the next eager forward of ``model``. The hooks are module-level, so that they pickle."""
-    unwatch(model)
-    model.register_forward_pre_hook(_begin, prepend=True)
-    model.register_forward_hook(_end, always_call=True)
-
-
-def unwatch(model: nn.Module) -> None:
-    for hooks in (model._forward_pre_hooks, model._forward_hooks):
-        for key in [k for k, hook in hooks.items() if hook in (_begin, _end)]:
-            del hooks[key]
-            model._forward_hooks_always_called.pop(key, None)
-
-
 def forward_flops(model: nn.Module) -> tuple[dict[str, int], int] | None:
     """FLOPs of the watched forward: of each converted layer by name, and of the whole model.
 
@@ -122,7 +108,10 @@ class _Watch:
 _watches: WeakKeyDictionary[nn.Module, _Watch] = WeakKeyDictionary()
 
 
-def _begin(model: nn.Module, inputs: Any) -> None:
+def before_forward(model: nn.Module, inputs: Any) -> None:
+    """Forward pre-hook of a converted model: watch the first eager forward."""
+    if "_forward_flops" in model.__dict__:
+        return
     traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
     if traced or torch._C._are_functorch_transforms_active() or model in _watches:
         return
@@ -132,14 +121,14 @@ def _begin(model: nn.Module, inputs: Any) -> None:
     _watches[model] = _Watch(model)
 
 
-def _end(model: nn.Module, inputs: Any, output: Any) -> None:
+def after_forward(model: nn.Module, inputs: Any, output: Any) -> None:
+    """Forward hook of a converted model, called also when the forward raised."""
     if torch.compiler.is_compiling() or model not in _watches:
         return
     watched = _watches.pop(model)
     watched.close()
     if output is None:
         return
-    unwatch(model)
     model.__dict__["_forward_flops"] = watched.flops.total
     for layer in watched.products.hidden:
         _give_back(model, layer)

@@ -8,13 +8,12 @@ come back with shape ``[0]``.
 
 from __future__ import annotations
 
-import math
 
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from neq_kernels import native, reference
+from neq_kernels import reference
 from neq_kernels.active import Lists, lists
 from neq_kernels.gradients import (
     ConvGeometry,
@@ -102,6 +101,9 @@ def _linear_wgrad(
     dy: Tensor, x: Tensor, index: Tensor, count: Tensor, bias: bool, columns: bool
 ) -> tuple[Tensor, Tensor]:
     channels = _checked_lists(dy, dy.dim() - 1, x, index, count)
+    if channels.count == 0:
+        shape = (x.shape[-1], dy.shape[-1]) if columns else (dy.shape[-1], x.shape[-1])
+        return dy.new_zeros(shape), _zero_bias(dy, index, bias)
     _, dw, db = linear_gradients(
         dy, x, None, channels, Needed(False, True, bias), columns, "all",
         linear_path(dy, x.shape[-1], channels),
@@ -113,6 +115,8 @@ def _linear_backward(
     dy: Tensor, x: Tensor, weight: Tensor, index: Tensor, count: Tensor, bias: bool, columns: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     channels = _checked_lists(dy, dy.dim() - 1, x, index, count)
+    if channels.count == 0:
+        return x.new_zeros(x.shape), torch.zeros_like(weight), _zero_bias(dy, index, bias)
     dx, dw, db = linear_gradients(
         dy, x, weight, channels, Needed(True, True, bias), columns, "active",
         linear_path(dy, x.shape[-1], channels),
@@ -125,6 +129,8 @@ def _conv_wgrad(
     stride: list[int], padding: list[int], dilation: list[int], groups: int,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     channels = _checked_lists(dy, 1, x, index, count)
+    if channels.count == 0:
+        return torch.zeros_like(weight), _zero_bias(dy, index, bias)
     geometry = ConvGeometry(stride, padding, dilation, groups)
     path = conv_path(dy, weight, channels, groups)
     needed = Needed(False, True, bias)
@@ -137,6 +143,8 @@ def _conv_backward(
     stride: list[int], padding: list[int], dilation: list[int], groups: int,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     channels = _checked_lists(dy, 1, x, index, count)
+    if channels.count == 0:
+        return torch.zeros_like(x), torch.zeros_like(weight), _zero_bias(dy, index, bias)
     geometry = ConvGeometry(stride, padding, dilation, groups)
     path = conv_path(dy, weight, channels, groups)
     needed = Needed(True, True, bias)
@@ -169,6 +177,10 @@ def _checked_lists(dy: Tensor, axis: int, x: Tensor | None, index: Tensor, count
             "cast or move one of them"
         )
     return lists(index, count)
+
+
+def _zero_bias(dy: Tensor, index: Tensor, bias: bool) -> Tensor:
+    return dy.new_zeros(index.numel() if bias else 0)
 
 
 def _given(grad: Tensor | None, like: Tensor | None = None) -> Tensor:

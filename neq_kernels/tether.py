@@ -18,17 +18,6 @@ from torch.autograd import Function
 from neq_kernels.layer import NEqLayer, inside_ddp
 
 
-def attach(model: nn.Module) -> None:
-    """Tether at the end of each forward of ``model``. A module-level hook, so that it pickles."""
-    if not any(hook is _after_forward for hook in model._forward_hooks.values()):
-        model.register_forward_hook(_after_forward)
-
-
-def detach(model: nn.Module) -> None:
-    for key in [k for k, hook in model._forward_hooks.items() if hook is _after_forward]:
-        del model._forward_hooks[key]
-
-
 class Tether(Function):
     """``output`` unchanged; ``parameters`` get the gradient None."""
 
@@ -38,19 +27,20 @@ class Tether(Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.parameters = len(inputs) - 1
+        ctx.tethered = len(inputs) - 1
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
-        return grad, *(None,) * ctx.parameters
+        return grad, *(None,) * ctx.tethered
 
 
-def _after_forward(model: nn.Module, inputs: Any, output: Any) -> Any:
+def after_forward(model: nn.Module, inputs: Any, output: Any) -> Any:
+    """Forward hook of a converted model: the tethered output under DDP, else no change."""
     if torch.compiler.is_compiling() or not torch.is_grad_enabled() or not inside_ddp():
         return None
     parameters = [
         parameter
-        for module in model.modules()
+        for module in model.__dict__["_neq_layers"]
         if isinstance(module, NEqLayer) and module.active.is_empty
         for _, parameter, _ in module.neuron_parameters()
         if parameter.requires_grad
