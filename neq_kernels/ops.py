@@ -230,3 +230,24 @@ def _(dy, x, weight, index, count, bias, stride, padding, dilation, groups):  # 
 @torch.library.register_fake("neq_kernels::mask_rows")
 def _(grad, index, count, dim):  # type: ignore[no-untyped-def]
     return torch.empty_like(grad)
+
+
+@register_flop_formula(_ops.linear_wgrad, get_raw=True)
+def _linear_wgrad_flops(dy, x, index, count, bias, columns, out_val=None):  # type: ignore[no-untyped-def]
+    return 2 * x.numel() * int(count)
+
+
+@register_flop_formula(_ops.linear_backward, get_raw=True)
+def _linear_backward_flops(dy, x, weight, index, count, bias, columns, out_val=None):  # type: ignore[no-untyped-def]
+    return 4 * x.numel() * int(count)
+
+
+@register_flop_formula(_ops.conv_wgrad, get_raw=True)
+def _conv_wgrad_flops(dy, x, weight, index, count, bias, *geometry, out_val=None):  # type: ignore[no-untyped-def]
+    channels = max(weight.shape[0], 1)
+    return 2 * (dy.numel() // channels) * (weight.numel() // channels) * int(count)
+
+
+@register_flop_formula(_ops.conv_backward, get_raw=True)
+def _conv_backward_flops(*arguments, out_val=None):  # type: ignore[no-untyped-def]
+    return 2 * _conv_wgrad_flops(*arguments)
