@@ -75,7 +75,9 @@ def test_what_cannot_be_a_probe(batches, message):
 
 
 def test_forward_must_be_callable():
-    with pytest.raises(TypeError, match=r"forward: expected a callable taking \(model, batch\), got int"):
+    with pytest.raises(
+        TypeError, match=r"forward: expected a callable taking \(model, batch\), got int"
+    ):
         Probe([X], forward=3)
 
 

@@ -29,7 +29,10 @@ def test_moments_are_exact_sums(monkeypatch, shape, axis, dtype, chunk):
     got = channel_moments(a, b, axis)
     assert all(moment.dtype == torch.float64 for moment in got)
     torch.testing.assert_close(
-        torch.stack(got), torch.tensor(python_moments(a, b, axis), dtype=torch.float64), rtol=1e-13, atol=1e-13
+        torch.stack(got),
+        torch.tensor(python_moments(a, b, axis), dtype=torch.float64),
+        rtol=1e-13,
+        atol=1e-13,
     )
 
 
@@ -57,7 +60,9 @@ def test_cosine_resolves_a_millionth_near_one(scale):
     b += tilt * torch.tensor([math.sqrt(2e-6), math.sqrt(4e-6)])
     measure = ConcatenatedCosine()
     measure.update(a, b, -1)
-    torch.testing.assert_close(1 - measure.value(), torch.tensor([1e-6, 2e-6]).double(), rtol=1e-2, atol=0)
+    torch.testing.assert_close(
+        1 - measure.value(), torch.tensor([1e-6, 2e-6]).double(), rtol=1e-2, atol=0
+    )
 
 
 def test_batches_accumulate_as_if_concatenated():

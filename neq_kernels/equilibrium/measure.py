@@ -81,6 +81,7 @@ def run_pass(
     findings = {
         name: _finding(record, layers[name].size, last.get(name), digests, definition, momentum)
         for name, record in records.items()
+        if isinstance(layers[name], NEqLayer)  # a first forward may find one unfit and revert it
     }
     return Pass(findings, seen, finder.name)
 

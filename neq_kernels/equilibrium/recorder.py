@@ -41,15 +41,14 @@ class LayerRecord:
         position = len(self.outputs)
         self.outputs.append(current)
         self._finite.append(torch.isfinite(current).all())
-        if self._previous is None or self.problem:
+        if self._previous is None or self.problem or position >= len(self._previous):
             return
-        if position >= len(self._previous):
-            self.problem = f"ran more often than the {len(self._previous)} times of the last pass"
-        elif current.shape != self._previous[position].shape:
-            shapes = [list(shape) for shape in (self._previous[position].shape, current.shape)]
-            self.problem = f"output shape varies between passes: {shapes[0]}, then {shapes[1]}"
+        previous = self._previous[position]
+        if current.shape != previous.shape:
+            shapes = f"{list(previous.shape)}, then {list(current.shape)}"
+            self.problem = f"output shape varies between passes: {shapes}"
         else:
-            self._similarity.update(self._previous[position], current, self._axis(current))
+            self._similarity.update(previous.to(current.device), current, self._axis(current))
 
     def finish(self) -> Tensor | None:
         """The similarity to the last pass, fp64 `[C]` on the CPU.
@@ -59,13 +58,12 @@ class LayerRecord:
         if not any(output.numel() for output in self.outputs):
             self.problem = NOT_RUN if not self.outputs else "had empty outputs"
             self.outputs = []
-        elif not all(finite.item() for finite in self._finite):
+        elif not torch.stack(self._finite).all():
             self._not_finite()
         elif self._previous is not None and not self.problem:
-            if len(self.outputs) < len(self._previous):
-                self.problem = (
-                    f"ran {len(self.outputs)} times, {len(self._previous)} in the last pass"
-                )
+            calls = len(self._previous), len(self.outputs)
+            if calls[0] != calls[1]:
+                self.problem = f"calls vary between passes: {calls[0]}, then {calls[1]}"
                 return None
             similarity = self._similarity.value().cpu()
             if similarity.isfinite().all():

@@ -128,7 +128,7 @@ def summarise(rows: tuple[LayerRow, ...], max_rows: int) -> list[LayerRow]:
         groups = _grouped(rows, depth)
         if len(groups) <= max_rows:
             return groups
-    return [_sum("", list(rows))]
+    return [_sum("all", list(rows))]
 
 
 def _grouped(rows: tuple[LayerRow, ...], depth: int) -> list[LayerRow]:

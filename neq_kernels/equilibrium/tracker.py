@@ -120,9 +120,7 @@ class Equilibrium:
         if self._passes == 0:
             exclusion = exclusion.settled(measured.head, self._layers)
         findings = {
-            name: found
-            for name, found in measured.findings.items()
-            if name not in exclusion.names and isinstance(self._layers[name], NEqLayer)
+            name: found for name, found in measured.findings.items() if name not in exclusion.names
         }
         self._apply(self._choose(findings))
         self._states = {name: found.state for name, found in findings.items() if found.state}

@@ -1,0 +1,166 @@
+"""The tracker against the paper's formulas, rendered in plain Python."""
+
+import math
+
+import neq_kernels as neq
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from neq_kernels.equilibrium import Equilibrium
+from neq_kernels.equilibrium.selectors import Velocity
+from torch import nn
+
+EPOCHS = 20
+EPSILON = 1e-3
+
+
+def python_cosine(a, b):
+    zeros = not any(a), not any(b)
+    if any(zeros):
+        return 1.0 if all(zeros) else 0.0
+    dot = math.fsum(x * y for x, y in zip(a, b, strict=True))
+    return dot / math.sqrt(math.fsum(x * x for x in a) * math.fsum(y * y for y in b))
+
+
+def python_velocities(outputs, momentum):
+    """v_1, v_2, ... of one neuron from its outputs (lists of numbers) at t = 0, 1, 2, ..."""
+    phi, v, velocities = 1.0, 0.0, []
+    for previous, current in zip(outputs, outputs[1:], strict=False):
+        now = python_cosine(current, previous)
+        v = (now - phi) - momentum * v
+        phi = now
+        velocities.append(v)
+    return velocities
+
+
+class Spy(Velocity):
+    """Keeps what the selector was shown."""
+
+    def __init__(self, epsilon):
+        super().__init__(epsilon)
+        self.seen = []
+
+    def __call__(self, scores):
+        self.seen.append(scores)
+        return super().__call__(scores)
+
+
+def replay(model, probe, change, momentum):
+    """Change the model EPOCHS times; check every velocity and every frozen neuron of every layer."""
+    neq.convert(model)
+    spy = Spy(EPSILON)
+    tracker = Equilibrium(model, probe, selector=spy, momentum=momentum, warmup=0, exclude=())
+    outputs = {name: [] for name in neq.get_active(model)}
+    for epoch in range(EPOCHS + 1):
+        if epoch:
+            change(epoch)
+        for name, rows in neuron_outputs(model, probe).items():
+            outputs[name].append(rows)
+        tracker.update()
+        active = neq.get_active(model)
+        for name, history in outputs.items() if epoch else ():
+            expected = [
+                python_velocities(neuron, momentum)[-1] for neuron in zip(*history, strict=True)
+            ]
+            expected = torch.tensor(expected, dtype=torch.float64)
+            shown = spy.seen[-1][name]
+            assert shown.epoch == epoch
+            torch.testing.assert_close(shown.velocity, expected, rtol=0, atol=1e-6)
+            clear = (expected.abs() - EPSILON).abs() > 1e-6
+            frozen = ~active[name].mask()
+            assert torch.equal(frozen[clear], (expected.abs() < EPSILON)[clear])
+
+
+def neuron_outputs(model, probe):
+    """Per layer, what each neuron puts out over the whole probe, as lists."""
+    taken = {}
+
+    def keep(name, axis):
+        def hook(module, arguments, output):
+            rows = output.double().movedim(axis, 0).flatten(1).tolist()
+            for neuron, row in zip(taken.setdefault(name, [[] for _ in rows]), rows, strict=True):
+                neuron += row
+
+        return hook
+
+    layers = [(n, m) for n, m in model.named_modules() if n in neq.get_active(model)]
+    handles = [
+        m.register_forward_hook(keep(n, -1 if isinstance(m, (nn.Linear, nn.LayerNorm)) else 1))
+        for n, m in layers
+    ]
+    with torch.no_grad():
+        model.eval()
+        for batch in probe:
+            model(batch)
+    for handle in handles:
+        handle.remove()
+    return taken
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.3, 0.5])
+def test_random_walk_of_a_conv_net(momentum):
+    torch.manual_seed(1)
+    model = nn.Sequential(
+        nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(True), nn.Conv2d(4, 3, 1), nn.Flatten(2),
+        nn.Linear(4, 5), nn.LayerNorm(5),
+    )  # fmt: skip
+
+    def change(epoch):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter += torch.randn_like(parameter) * 10 ** -(epoch / 5)
+
+    replay(model, list(torch.randn(2, 3, 2, 4, 4)), change, momentum)
+
+
+EVENTS = {
+    "same": lambda row, fresh: row,
+    "zero": lambda row, fresh: row * 0,
+    "opposite": lambda row, fresh: -row,
+    "nudge": lambda row, fresh: row + 1e-3 * fresh,
+    "large": lambda row, fresh: row * 1e6,
+    "small": lambda row, fresh: row * 1e-6,
+    "fresh": lambda row, fresh: fresh,
+}
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    st.lists(
+        st.lists(st.sampled_from(sorted(EVENTS)), min_size=3, max_size=3),
+        min_size=EPOCHS,
+        max_size=EPOCHS,
+    ),
+    st.sampled_from([0.0, 0.5]),
+)
+def test_adversarial_sequences(events, momentum):
+    layer = nn.Linear(4, 3, bias=False)
+    generator = torch.Generator().manual_seed(0)
+
+    def change(epoch):
+        fresh = torch.randn(3, 4, generator=generator)
+        rows = [
+            EVENTS[e](*pair)
+            for e, *pair in zip(events[epoch - 1], layer.weight, fresh, strict=True)
+        ]
+        with torch.no_grad():
+            layer.weight.copy_(torch.stack(rows).clamp(-1e15, 1e15))
+
+    replay(nn.Sequential(layer), [torch.randn(5, 4, generator=generator)], change, momentum)
+
+
+def test_paper_example_by_hand():
+    """phi = 1, cos 60, cos 60, 1: v = 0, -.5, .25, .375 with mu = .5."""
+    model = nn.Sequential(nn.Linear(2, 1, bias=False))
+    neq.convert(model)
+    spy = Spy(EPSILON)
+    tracker = Equilibrium(model, [torch.eye(2)], selector=spy, warmup=0, exclude=())
+    for degrees in (0, 0, 60, 120, 120):
+        angle = math.radians(degrees)
+        with torch.no_grad():
+            model[0].weight.copy_(torch.tensor([[math.cos(angle), math.sin(angle)]]))
+        tracker.update()
+    velocities = [round(scores["0"].velocity.item(), 6) for scores in spy.seen]
+    assert velocities == [0, -0.5, 0.25, 0.375]
+    assert [scores["0"].parameters for scores in spy.seen] == [2] * 4
