@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -136,11 +135,13 @@ class Lists:
     """What the operators derive from a layer's padded ``index`` and its ``count``.
 
     Attributes:
+        padded: int32 ``[size]``, the active channels, -1 beyond.
         index: int32 ``[count]``, the active channels.
         inverse: int32 ``[size]``, each channel's place in ``index``; ``count`` for a frozen one.
         frozen: int64 ``[size - count]``, the channels that are not active.
     """
 
+    padded: Tensor
     index: Tensor
     inverse: Tensor
     frozen: Tensor
@@ -161,19 +162,25 @@ class Lists:
         return self._regrouped[groups]
 
 
-class Regrouped(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Regrouped:
     """Active channels of a grouped convolution, as a smaller grouped convolution.
 
     Only groups that hold an active channel stay, each with as many places as the fullest one.
 
-    ``groups`` int64 ``[kept]``: the groups that stay; ``index`` int32 ``[kept * width]``: the
-    channel at each place, -1 for padding; ``inverse`` int32 ``[size]``: each channel's place,
-    ``kept * width`` for a frozen one.
+    Attributes:
+        groups: int64 ``[kept]``, the groups that stay.
+        index: int32 ``[kept * width]``, the channel at each place, -1 for padding.
+        inverse: int32 ``[size]``, each channel's place; ``kept * width`` for a frozen one.
     """
 
     groups: Tensor
     index: Tensor
     inverse: Tensor
+
+    @property
+    def count(self) -> int:
+        return self.index.numel()
 
 
 def _regroup(channels: Tensor, size: int, groups: int) -> Regrouped:
@@ -210,9 +217,10 @@ def lists(index: Tensor, count: Tensor) -> Lists:
 
 def _derive(index: Tensor, count: int) -> Lists:
     size, device = index.numel(), index.device
-    active = index[:count].clone()
+    padded = index.clone()
+    active = padded[:count]
     place = torch.arange(size, dtype=torch.int32, device=device)
     inverse = torch.full((size,), count, dtype=torch.int32, device=device)
     inverse.index_copy_(0, active.long(), place[:count])
     frozen = (inverse == count).long().argsort(descending=True, stable=True)[: size - count]
-    return Lists(active, inverse, frozen)
+    return Lists(padded, active, inverse, frozen)

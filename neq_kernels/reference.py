@@ -12,7 +12,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from neq_kernels.active import Lists
+from neq_kernels.active import Lists, Regrouped
+
+BLOCK = 8
 
 Pack = Callable[[Tensor, Tensor, int, int, bool], tuple[Tensor, Tensor]]
 
@@ -66,8 +68,8 @@ def linear_backward(
 def _linear_rows(
     packed: Tensor, sums: Tensor, x: Tensor, lists: Lists, bias: bool, columns: bool
 ) -> tuple[Tensor, Tensor]:
-    dw = spread(x.t() @ packed if columns else packed.t() @ x, lists.inverse, int(columns))
-    return dw, spread(sums, lists.inverse) if bias else sums
+    dw = spread(x.t() @ packed if columns else packed.t() @ x, lists, int(columns))
+    return dw, spread(sums, lists) if bias else sums
 
 
 def conv_wgrad(
@@ -122,11 +124,14 @@ def _conv(
 ) -> tuple[Tensor, Tensor, Tensor]:
     if groups > 1:
         return _grouped_conv(dy, x, weight, lists, bias, geometry, groups, dgrad)
-    packed, sums = pack(dy, lists.index, lists.count, 1, bias)
-    rows = weight.index_select(0, lists.index) if dgrad else _rows_like(weight, lists.count)
+    # Vendor kernels work in blocks of 8 channels, and some fall off a cliff between them.
+    width = min(-(-lists.count // BLOCK) * BLOCK, lists.size)
+    index = lists.padded[:width]
+    packed, sums = pack(dy, index, width, 1, bias)
+    rows = weight.index_select(0, index.clamp(min=0)) if dgrad else _rows_like(weight, width)
     dx, dw = conv_gradients(packed, x, rows, geometry, 1, (dgrad, True))
-    db = spread(sums, lists.inverse) if bias else sums
-    return dx, spread(dw, lists.inverse, like=weight), db
+    db = spread(sums, lists) if bias else sums
+    return dx, spread(dw, lists, like=weight), db
 
 
 def _grouped_conv(
@@ -139,7 +144,8 @@ def _grouped_conv(
     groups: int,
     dgrad: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    kept, index, inverse = lists.regrouped(groups)
+    places = lists.regrouped(groups)
+    kept, index = places.groups, places.index
     packed, sums = pack_channels(dy, index, index.numel(), 1, bias)
     fan_in = weight.shape[1]
     inputs = (kept[:, None] * fan_in + torch.arange(fan_in, device=x.device)).flatten()
@@ -151,8 +157,8 @@ def _grouped_conv(
     dx, dw = conv_gradients(packed, x_kept, rows, geometry, kept.numel(), (dgrad, True))
     if dgrad and not whole:
         dx = torch.zeros_like(x).index_copy_(1, inputs, dx)
-    db = spread(sums, inverse) if bias else sums
-    return dx, spread(dw, inverse, like=weight), db
+    db = spread(sums, places) if bias else sums
+    return dx, spread(dw, places, like=weight), db
 
 
 def conv_gradients(
@@ -177,26 +183,33 @@ def mask_rows(grad: Tensor, lists: Lists, dim: int = 0) -> Tensor:
     return grad.index_fill(dim, lists.frozen, 0)
 
 
-def spread(rows: Tensor, inverse: Tensor, dim: int = 0, like: Tensor | None = None) -> Tensor:
-    """Full-shape gradient whose channel c is packed channel ``inverse[c]``, zero beyond the last.
+def spread(
+    rows: Tensor, places: Lists | Regrouped, dim: int = 0, like: Tensor | None = None
+) -> Tensor:
+    """Full-shape gradient whose channel c is row ``places.inverse[c]`` of ``rows``, zero where
+    that is ``places.count``; later rows are padding. ``like`` gives the strides of the result.
 
     One parallel pass writes every element once; zero-filling first would write the frozen rows'
-    memory and then the active rows' again. ``like`` gives the strides of the result.
+    memory and then the active rows' again.
     """
-    zero_row = rows.new_zeros([1 if d == dim else s for d, s in enumerate(rows.shape)])
-    if like is None or like.dim() < 4 or like.is_contiguous():
-        full = torch.cat([rows, zero_row], dim).index_select(dim, inverse)
+    count = places.count
+    if rows.shape[dim] > count:
+        # Padding is zero times x: not a number where x is infinite.
+        rows.narrow(dim, count, 1).zero_()
     else:
-        # Rows are contiguous memory in channels_last too: select them in that order.
+        zero_row = rows.new_zeros([1 if d == dim else s for d, s in enumerate(rows.shape)])
+        rows = torch.cat([rows, _keep_format(zero_row, rows)], dim)
+    if like is None or like.dim() not in (4, 5) or like.is_contiguous():
+        full = rows.index_select(dim, places.inverse)
+    else:
+        # Channels are contiguous memory in channels_last too: select them in that order.
         last = [0, *range(2, rows.dim()), 1]
         back = [0, rows.dim() - 1, *range(1, rows.dim() - 1)]
-        rows = torch.cat([rows.permute(last), zero_row.permute(last)])
-        full = rows.index_select(0, inverse).permute(back)
+        full = rows.permute(last).index_select(0, places.inverse).permute(back)
     if like is None or full.stride() == like.stride():
         return full
-    return torch.empty_strided(
-        like.shape, like.stride(), dtype=full.dtype, device=full.device
-    ).copy_(full)
+    strided = torch.empty_strided(like.shape, like.stride(), dtype=full.dtype, device=full.device)
+    return strided.copy_(full)
 
 
 def _rows(tensor: Tensor) -> Tensor:
