@@ -1,0 +1,47 @@
+// Which instruction set the CPU kernels use: asked of the processor once, or forced by a test.
+#include <atomic>
+
+#include "neq/neq.h"
+#include "status.h"
+
+namespace {
+
+neq_isa best_isa() noexcept {
+  return neq_cpu_isa_supported(NEQ_ISA_AVX2) ? NEQ_ISA_AVX2 : NEQ_ISA_SCALAR;
+}
+
+std::atomic<neq_isa>& current_isa() noexcept {
+  static std::atomic<neq_isa> current{best_isa()};
+  return current;
+}
+
+}  // namespace
+
+neq_isa neq_cpu_isa(void) { return current_isa().load(std::memory_order_relaxed); }
+
+const char* neq_cpu_isa_name(neq_isa isa) {
+  switch (isa) {
+    case NEQ_ISA_SCALAR:
+      return "scalar";
+    case NEQ_ISA_AVX2:
+      return "avx2";
+  }
+  return "unknown";
+}
+
+int32_t neq_cpu_isa_supported(neq_isa isa) {
+#if defined(__x86_64__)
+  // f16c is checked on its own: a few virtual machines hide it.
+  if (isa == NEQ_ISA_AVX2) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c");
+#endif
+  return isa == NEQ_ISA_SCALAR;
+}
+
+neq_status neq_cpu_set_isa(neq_isa isa) {
+  if (!neq_cpu_isa_supported(isa)) {
+    return neq::fail(NEQ_UNSUPPORTED, "isa: expected one this processor has, got %s; force scalar",
+                     neq_cpu_isa_name(isa));
+  }
+  current_isa().store(isa, std::memory_order_relaxed);
+  return NEQ_OK;
+}

@@ -1,0 +1,54 @@
+// pack_channels in three loops, each written once per instruction set. What calls them, in which
+// order and on which thread is pack_channels.cpp's business and the same for all.
+#pragma once
+
+#include <cstdint>
+
+#include "neq/neq.h"
+
+namespace neq::pack {
+
+// Neighbouring channels, at least one of them active, that one vector shuffle moves: bit b of
+// `lanes` says channel `source + b` is active. They land at packed channel `target` onwards.
+struct Group {
+  int32_t source;
+  int32_t target;
+  uint32_t lanes;
+};
+
+// What to do with every row [channels] -> [width]: the groups, then the channels of `index` from
+// `tail` to `count` one by one, then zeros up to `width`.
+struct RowPlan {
+  const int32_t* index;
+  const Group* groups;
+  int64_t group_count;
+  int64_t tail;
+  int64_t count;
+  int64_t width;
+};
+
+struct Kernels {
+  // Channels one shuffle takes in; 0 where rows go channel by channel.
+  int64_t lanes;
+  // targets[r][i] = sources[r][index[i]] for r < rows.
+  void (*copy_rows)(char* const* targets, const char* const* sources, int64_t rows,
+                    const RowPlan& plan);
+  // sums[i] += sum over r < rows of packed[r][i].
+  void (*add_rows)(double* sums, char* const* packed, int64_t rows, int64_t width);
+  // Copies n neighbouring elements and returns their sum.
+  double (*copy_run)(char* target, const char* source, int64_t n);
+  // The same with a stride, in elements, on either side.
+  double (*copy_strided)(char* target, int64_t target_stride, const char* source,
+                         int64_t source_stride, int64_t n);
+};
+
+// Sums inside the kernels are in the element's Sum type: keep rows and runs at most this long.
+inline constexpr int64_t kMaxRows = 32;
+inline constexpr int64_t kMaxRun = 4096;
+
+const Kernels& scalar_kernels(neq_dtype dtype) noexcept;
+#if defined(__x86_64__)
+const Kernels& avx2_kernels(neq_dtype dtype) noexcept;
+#endif
+
+}  // namespace neq::pack

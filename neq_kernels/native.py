@@ -1,0 +1,95 @@
+"""The native extension: loaded on first use, and never missed loudly.
+
+``import neq_kernels`` works without it; :func:`why_not` then says exactly what is wrong.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+_REBUILD = "rebuild with pip install --no-build-isolation --force-reinstall --no-deps -e ."
+
+
+@cache
+def _load() -> tuple[ModuleType | None, str | None]:
+    """The extension module, or why there is none. Importing it registers the operators."""
+    if find_spec("neq_kernels._C") is None:
+        return None, _why_missing()
+    try:
+        module = importlib.import_module("neq_kernels._C")
+    except ImportError as error:
+        built = f"built for torch >= 2.10, this is torch {torch.__version__}"
+        return None, f"the native extension does not load ({built}): {error}; {_REBUILD}"
+    if name := os.environ.get("NEQ_CPU_ISA"):
+        module.set_cpu_isa(name)
+    return module, None
+
+
+def _why_missing() -> str:
+    others = sorted(path.name for path in Path(__file__).parent.glob("_C.*"))
+    if others:
+        return (
+            f"the native extension was built for another Python ({', '.join(others)}); {_REBUILD}"
+        )
+    return (
+        "the native extension was not built (installed with NEQ_NATIVE=0, or run from a source "
+        f"tree); {_REBUILD}"
+    )
+
+
+def available() -> bool:
+    """Whether the native operators can be called: ``torch.ops.neq_kernels.pack_channels``.
+
+    Raises:
+        ValueError: ``NEQ_CPU_ISA`` names an instruction set that this machine does not have.
+    """
+    return _load()[0] is not None
+
+
+def why_not() -> str | None:
+    """Why the native operators are not available, with the remedy; None if they are."""
+    return _load()[1]
+
+
+def build_info() -> dict[str, Any]:
+    """What was built: ``compiler``, ``flags``, ``torch_target`` (the oldest torch it runs under),
+    ``torch_built_with``, ``cuda``, ``cuda_architectures``, ``cpu_isas``.
+
+    Raises:
+        RuntimeError: the native extension is not available.
+    """
+    return dict(_module().build_info())
+
+
+def cpu_isa() -> str:
+    """The instruction set that the CPU kernels use: the best this machine has, unless forced.
+
+    Raises:
+        RuntimeError: the native extension is not available.
+    """
+    return str(_module().cpu_isa())
+
+
+def set_cpu_isa(name: str) -> None:
+    """Force the instruction set of the CPU kernels, for the whole process; so does ``NEQ_CPU_ISA``.
+
+    Raises:
+        RuntimeError: the native extension is not available.
+        ValueError: this machine does not have that instruction set.
+    """
+    _module().set_cpu_isa(name)
+
+
+def _module() -> ModuleType:
+    module, reason = _load()
+    if module is None:
+        raise RuntimeError(reason)
+    return module

@@ -1,0 +1,71 @@
+// Between torch's tensors and the core's: views, the thread pool, and statuses as exceptions.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <stdexcept>
+#include <string>
+
+#include "neq/neq.h"
+
+namespace neq::python {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+inline void check(neq_status status, const char* op) {
+  if (status != NEQ_OK) throw std::runtime_error(std::string(op) + ": " + neq_last_error());
+}
+
+inline std::string shape_of(const Tensor& tensor) {
+  std::string text = "[";
+  for (int64_t d = 0; d < tensor.dim(); ++d) {
+    text += (d ? ", " : "") + std::to_string(tensor.size(d));
+  }
+  return text + "]";
+}
+
+inline neq_dtype dtype_of(const Tensor& tensor, const char* op, const char* name) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Float:
+      return NEQ_F32;
+    case ScalarType::Double:
+      return NEQ_F64;
+    case ScalarType::Half:
+      return NEQ_F16;
+    case ScalarType::BFloat16:
+      return NEQ_BF16;
+    default:
+      throw std::runtime_error(std::string(op) + ": " + name +
+                               ": expected float32, float64, float16 or bfloat16, got " +
+                               torch::headeronly::toString(tensor.scalar_type()) +
+                               "; cast it, or use the torch backend");
+  }
+}
+
+inline neq_tensor view(const Tensor& tensor, const char* op, const char* name) {
+  if (tensor.dim() < 1 || tensor.dim() > NEQ_MAX_DIMS) {
+    throw std::runtime_error(std::string(op) + ": " + name + ": expected 1 to " +
+                             std::to_string(NEQ_MAX_DIMS) + " dimensions, got shape " +
+                             shape_of(tensor) + "; view it with fewer");
+  }
+  neq_tensor view{
+      tensor.data_ptr(), dtype_of(tensor, op, name), static_cast<int32_t>(tensor.dim()), {}, {}};
+  for (int32_t d = 0; d < view.ndim; ++d) {
+    view.size[d] = tensor.size(d);
+    view.stride[d] = tensor.stride(d);
+  }
+  return view;
+}
+
+// torch's own thread pool, so that torch.set_num_threads holds here too.
+inline neq_parallel torch_threads() {
+  const auto run = [](void*, int64_t begin, int64_t end, int64_t grain, neq_body body, void* arg) {
+    torch::stable::parallel_for(begin, end, grain,
+                                [=](int64_t from, int64_t to) { body(arg, from, to); });
+  };
+  return {run, nullptr};
+}
+
+}  // namespace neq::python
