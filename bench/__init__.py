@@ -1,1 +1,1 @@
-"""Microbenchmarks: ``python -m bench.layers``, ``python -m bench.overhead``, one file per operator."""
+"""Benchmarks, one file per operator: ``python -m bench.layers`` and its like."""

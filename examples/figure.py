@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
+from matplotlib import rc_context
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from examples.results import Backward
 from examples.training import Row, Settings
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt  # noqa: E402  (the backend has to be chosen before)
 
 # Okabe and Ito's palette, told apart by colour-blind readers.
 DENSE, NEQ, CEILING = "#0072B2", "#D55E00", "#595959"
@@ -30,23 +28,25 @@ STYLE = {
 def save_figure(path: Path, rows: Sequence[Row], settings: Settings) -> None:
     """Draw the run to ``path``; the title states what was measured."""
     epochs = [row.epoch for row in rows]
-    with plt.rc_context(STYLE):
-        figure, panels = plt.subplots(3, 1, figsize=(10, 10.5), sharex=True, layout="constrained")
+    with rc_context(STYLE):
+        figure = Figure(figsize=(12, 9.5), layout="constrained")
+        panels = figure.subplots(3, 1, sharex=True)
         figure.suptitle(title(rows), fontsize=18, fontweight="bold", x=0.01, ha="left")
         _accuracy(panels[0], epochs, rows)
         _frozen(panels[1], epochs, rows)
         _backward(panels[2], epochs, rows)
-        for panel in panels:
-            for epoch in settings.milestones:
-                panel.axvline(epoch + 0.5, color="#AAAAAA", linewidth=1, linestyle=(0, (2, 3)))
-        _note_decay(panels[0], settings)
-        panels[2].set_xlabel(
-            f"epoch   (ResNet-32, digits at 32x32, batch {settings.batch_size}, "
-            f"propagate={settings.propagate!r}, {settings.device})"
-        )
-        panels[2].xaxis.get_major_locator().set_params(integer=True)
+        _mark_decay(panels, settings.milestones)
+        panels[0].set_xlim(0.5, len(rows) + 0.5)
+        panels[2].set_xlabel(f"epoch  ({_conditions(settings)})")
+        panels[2].xaxis.set_major_locator(MaxNLocator(integer=True))
         figure.savefig(path, dpi=150)
-        plt.close(figure)
+
+
+def _conditions(settings: Settings) -> str:
+    return (
+        f"ResNet-32, digits at 32x32, batch {settings.batch_size}, seed {settings.seed}, "
+        f'propagate="{settings.propagate}", {settings.device}'
+    )
 
 
 def title(rows: Sequence[Row]) -> str:
@@ -94,22 +94,26 @@ def _backward(panel: Axes, epochs: list[int], rows: Sequence[Row]) -> None:
 def _label_ends(panel: Axes, epoch: int, ends: dict[str, tuple[float, str]]) -> None:
     """Name each curve at its right end, apart from each other where they end together."""
     low, high = panel.get_ylim()
-    gap, at = 0.09 * (high - low), -float("inf")
-    for name, (value, color) in sorted(ends.items(), key=lambda end: end[1][0]):
+    gap, at = 0.11 * (high - low), -float("inf")
+    heights = []
+    for value, _ in sorted(ends.values()):
         at = max(value, at + gap)
+        heights.append(at)
+    overflow = max(0.0, heights[-1] - high)
+    ordered = sorted(ends.items(), key=lambda end: end[1])
+    for (name, (_, color)), height in zip(ordered, heights, strict=True):
         panel.annotate(
-            name, (epoch, at), xytext=(10, 0), textcoords="offset points", color=color,
-            va="center", fontweight="bold", annotation_clip=False,
+            name, (epoch, height - overflow), xytext=(10, 0), textcoords="offset points",
+            color=color, va="center", fontweight="bold", annotation_clip=False,
         )  # fmt: skip
 
 
-def _note_decay(panel: Axes, settings: Settings) -> None:
-    panel.annotate(
-        "learning rate / 10",
-        (settings.milestones[-1] + 0.5, 0),
-        xycoords=("data", "axes fraction"),
-        xytext=(6, 10),
-        textcoords="offset points",
-        color="#666666",
-        fontsize=12,
-    )
+def _mark_decay(panels: Sequence[Axes], milestones: Sequence[int]) -> None:
+    """A line where the learning rate falls, named in the first panel."""
+    for milestone in milestones:
+        for panel in panels:
+            panel.axvline(milestone + 0.5, color="#999999", linewidth=1.2, linestyle=(0, (2, 3)))
+        panels[0].annotate(
+            "rate / 10", (milestone + 0.5, 0), xycoords=("data", "axes fraction"), xytext=(5, 8),
+            textcoords="offset points", color="#666666", fontsize=12,
+        )  # fmt: skip

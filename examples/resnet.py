@@ -41,7 +41,7 @@ class Block(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Three stages of ``blocks`` blocks each, 16, 32 and 64 channels wide: 6 * blocks + 2 layers."""
+    """Three stages of ``blocks`` blocks, 16, 32 and 64 channels wide: 6 * blocks + 2 layers."""
 
     def __init__(self, blocks: int, classes: int = 10, inputs: int = 3) -> None:
         super().__init__()

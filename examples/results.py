@@ -51,7 +51,7 @@ class Backward:
     def __str__(self) -> str:
         return (
             f"dense {self.dense:.1f} ms, NEq {self.neq:.1f} ms: {self.dense / self.neq:.2f}x "
-            f"(ceiling {self.dense / self.ceiling:.2f}x, {self.ceiling / self.neq:.0%} of it reached)"
+            f"(ceiling {self.dense / self.ceiling:.2f}x, {self.ceiling / self.neq:.0%} reached)"
         )
 
 
@@ -73,7 +73,9 @@ def summary(rows: Sequence[Row]) -> str:
         f"                 last {len(last)} epochs: {Backward.over(last)}",
     ]
     if partly:
-        lines.append(f"                 {len(partly)} epochs partly frozen: {Backward.over(partly)}")
+        lines.append(
+            f"                 {len(partly)} epochs partly frozen: {Backward.over(partly)}"
+        )
     lines.append(
         f"Training step    dense {mean(row.dense.step_ms for row in rows):.1f} ms, "
         f"NEq {mean(row.neq.step_ms for row in rows):.1f} ms in the mean; "

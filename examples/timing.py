@@ -46,6 +46,8 @@ class Ceiling:
         self.propagate = propagate
         self.repeats = repeats
         self.layers = _layers_in_order(twin, batch[0])
+        # The first pass builds kernels and claims memory: not a time anybody wants to read.
+        F.cross_entropy(self.twin(batch[0]), batch[1]).backward()
 
     def wgrad_share(self, active: Mapping[str, ActiveSet]) -> float:
         """Active share of the weight gradients' multiplications, 0 to 1."""
@@ -104,7 +106,9 @@ def _layers_in_order(model: nn.Module, images: Tensor) -> list[tuple[str, nn.Mod
 
         return layer.register_forward_hook(record)
 
-    layers = [(n, m) for n, m in model.named_modules() if isinstance(m, (*MULTIPLIES, nn.BatchNorm2d))]
+    layers = [
+        (n, m) for n, m in model.named_modules() if isinstance(m, (*MULTIPLIES, nn.BatchNorm2d))
+    ]
     hooks = [recorder(name, layer) for name, layer in layers]
     with torch.no_grad():
         model(images)

@@ -1,0 +1,201 @@
+"""The backward pass of one layer (dgrad, wgrad, bias) as its neurons freeze: python -m bench.layers
+
+Providers: "dense", torch's layer; "wgrad off", torch's layer with weight and bias frozen; "masked",
+dense and then zeroed, which is what NEq's own code does; "naive", see bench/rivals.py; and ours
+with both values of ``propagate``. The ceiling is the time if every active row cost exactly its
+share: wgrad off + share * (dense - wgrad off), and share * dense for ``propagate="active"``.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from dataclasses import replace
+from fnmatch import fnmatch
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+import neq_kernels as neq
+from bench.cases import CASES, SHARES, Case
+from bench.harness import (
+    Provider,
+    Row,
+    Timing,
+    input_sets,
+    interleave,
+    noise,
+    noise_verdict,
+    results_path,
+    table,
+    write_csv,
+)
+from bench.rivals import naive_forward
+
+OURS = {"ours, propagate=all": "all", "ours, propagate=active": "active"}
+
+
+class Backward:
+    """The backward pass of ``layer``, ready to run on each of several inputs."""
+
+    def __init__(
+        self,
+        layer: nn.Module,
+        inputs: Sequence[Tensor],
+        gradients: Sequence[Tensor],
+        forward: Callable[[Tensor], Tensor] | None = None,
+        after: Callable[[], object] | None = None,
+    ) -> None:
+        self.layer = layer
+        self.inputs = [x.detach().requires_grad_() for x in inputs]
+        self.outputs = [(forward or layer)(x) for x in self.inputs]
+        self.gradients = gradients
+        self.after = after
+
+    def prepare(self, i: int) -> None:
+        self.inputs[i].grad = None
+        self.layer.zero_grad()
+
+    def run(self, i: int) -> None:
+        self.outputs[i].backward(self.gradients[i], retain_graph=True)
+        if self.after:
+            self.after()
+
+
+def backwards(
+    case: Case, active: neq.ActiveSet, inputs: Sequence[Tensor], gradients: Sequence[Tensor]
+) -> dict[str, Backward]:
+    """Every provider of one case, all with the same weights and inputs."""
+    device = inputs[0].device
+    layer = case.layer(str(device))
+    make = partial(Backward, inputs=inputs, gradients=gradients)
+    wgrad_off = deepcopy(layer).requires_grad_(False)
+    masked = deepcopy(layer)
+    frozen, dim = active.frozen.to(device), int(case.kind == "columns")
+
+    def zero_frozen_rows() -> None:
+        masked.weight.grad.index_fill_(dim, frozen, 0)
+        masked.bias.grad.index_fill_(0, frozen, 0)
+
+    made = {
+        "dense": make(deepcopy(layer)),
+        "wgrad off": make(wgrad_off),
+        "masked": make(masked, after=zero_frozen_rows),
+    }
+    if case.kind != "columns":
+        naive = deepcopy(layer)
+        rows = active.index.tolist()
+        made["naive"] = make(naive, forward=lambda x: naive_forward(naive, x, rows))
+    for name, propagate in OURS.items():
+        ours = neq.convert(nn.Sequential(deepcopy(layer)), propagate=propagate)
+        ours[0].set_active(active)
+        made[name] = make(ours)
+    return made
+
+
+def measure(case: Case, share: float, seconds: float, device: str) -> list[Row]:
+    """A row per provider of ``case`` with ``share`` of its neurons active, drawn at random."""
+    generator = torch.Generator().manual_seed(0)
+    count = max(1, round(share * case.neurons))
+    chosen = torch.randperm(case.neurons, generator=generator)[:count]
+    active = neq.ActiveSet.from_index(chosen, case.neurons)
+    example = case.example(device)
+    output = case.layer(device)(example)
+    sets = input_sets(example.nbytes + output.nbytes)
+    inputs = [torch.randn_like(example) for _ in range(sets)]
+    gradients = [torch.randn_like(output) for _ in range(sets)]
+    runs = backwards(case, active, inputs, gradients)
+    providers = {name: Provider(run.run, run.prepare) for name, run in runs.items()}
+    timings = interleave(providers, sets=sets, seconds=seconds, device=device)
+    weight = runs["dense"].layer.weight
+    moved = 2 * (example.nbytes + weight.nbytes) + output.nbytes
+    return [
+        _row(case, count / case.neurons, name, timings, path_of(run.layer), moved)
+        for name, run in runs.items()
+        if name != "wgrad off" or share == 1
+    ]
+
+
+def path_of(layer: nn.Module) -> str:
+    """How the last backward of a converted layer went, in a word or two; empty for torch's own."""
+    if not isinstance(layer, nn.Sequential):
+        return ""
+    return neq.report(layer).layers[0].path.split(":")[0].split(",")[0]
+
+
+def _row(
+    case: Case, active: float, name: str, timings: dict[str, Timing], path: str, moved: int
+) -> Row:
+    dense, off, own = timings["dense"].median, timings["wgrad off"].median, timings[name]
+    if OURS.get(name) == "active":
+        ceiling, useful = active * dense, 2 * active
+    else:
+        ceiling, useful = off + active * max(0.0, dense - off), 1 + active
+    is_ours = name in OURS
+    return Row(
+        operator="layer backward",
+        geometry=f"{case.kind} {case.geometry}",
+        dtype=str(case.dtype).removeprefix("torch."),
+        layout=case.layout,
+        active=active,
+        provider=name,
+        dense_ms=dense,
+        ms=own.median,
+        p20=own.p20,
+        p80=own.p80,
+        speedup=dense / own.median,
+        ceiling_ms=ceiling if is_ours else None,
+        ceiling_share=ceiling / own.median if is_ours else None,
+        path=path,
+        gb_s=moved / own.median / 1e6,
+        tflop_s=2 * useful * case.macs() / own.median / 1e9 if name != "wgrad off" else None,
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--quick", action="store_true", help="a few layers only")
+    parser.add_argument("--cases", default="*", help="pattern of case names, such as 'ViT*'")
+    parser.add_argument("--seconds", type=float, default=1.5, help="per case and active share")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="of all cases")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--output", type=Path, help="CSV file (bench/results/... by default)")
+    arguments = parser.parse_args(argv)
+    torch.set_flush_denormal(True)
+    cases = [
+        case
+        for case in CASES
+        if fnmatch(case.name, arguments.cases) and (case.quick or not arguments.quick)
+    ]
+    if arguments.dtype:
+        cases = [replace(case, dtype=getattr(torch, arguments.dtype)) for case in cases]
+    print(noise_verdict(dense_noise(arguments.device)))
+    rows = []
+    for case in tqdm(cases, disable=None):
+        measured = [
+            row
+            for share in SHARES
+            for row in measure(case, share, arguments.seconds, arguments.device)
+        ]
+        tqdm.write(table(measured) + "\n")
+        rows += measured
+    path = arguments.output or results_path("layers", arguments.device)
+    write_csv(path, rows, arguments.device)
+    print(f"Written: {path}")
+
+
+def dense_noise(device: str) -> float:
+    """How far a dense convolution's backward is from itself."""
+    case = next(case for case in CASES if case.name == "ResNet-50 middle 2")
+    x = case.example(device)
+    layer = case.layer(device)
+    run = Backward(layer, [x], [torch.randn_like(layer(x))])
+    return noise(Provider(run.run, run.prepare), device=device)
+
+
+if __name__ == "__main__":
+    main()
