@@ -1,0 +1,291 @@
+"""Frozen neurons stay where they are while the optimizer steps, whichever optimizer it is.
+
+A zero gradient does not hold a neuron still: weight decay shrinks it, momentum carries it on, and
+optimizers that couple rows (Muon, LBFGS) mix it with its neighbours. :func:`protect` therefore does
+not ask how an optimizer computes its step. It copies the frozen rows before the step and writes
+them back after it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Literal, NamedTuple, get_args
+from weakref import WeakKeyDictionary, WeakSet
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from neq_kernels.active import ActiveSet
+from neq_kernels.layer import NEqLayer
+
+State = Literal["hold", "reference", "keep"]
+Policy = Literal["zero", "hold", "average", "leave"]
+
+#: What becomes of a frozen neuron's part of each state of torch's optimizers under state="hold".
+#: zero: it carries motion on, so it restarts. hold: it scales steps. average: a mean of the
+#: parameter. leave: one number for the whole tensor, or a mixture of all of them.
+#: An unknown name is held: then nothing about a frozen neuron changes.
+STATE_POLICY: dict[str, Policy] = {
+    "exp_avg": "zero",
+    "momentum_buffer": "zero",
+    "prev": "zero",
+    "acc_delta": "hold",
+    "col_var": "hold",
+    "exp_avg_sq": "hold",
+    "exp_inf": "hold",
+    "grad_avg": "hold",
+    "max_exp_avg_sq": "hold",
+    "row_var": "hold",
+    "square_avg": "hold",
+    "step_size": "hold",
+    "sum": "hold",
+    "variance": "hold",
+    "ax": "average",
+    "eta": "leave",
+    "mu": "leave",
+    "mu_product": "leave",
+    "step": "leave",
+    "H_diag": "leave",
+    "al": "leave",
+    "d": "leave",
+    "func_evals": "leave",
+    "n_iter": "leave",
+    "old_dirs": "leave",
+    "old_stps": "leave",
+    "prev_flat_grad": "leave",
+    "prev_loss": "leave",
+    "ro": "leave",
+    "t": "leave",
+}
+
+_protections: WeakKeyDictionary[Optimizer, WeakSet[Protection]] = WeakKeyDictionary()
+
+
+def protect(optimizer: Any, model: nn.Module, *, state: State = "hold") -> Protection:
+    """Keep the frozen neurons of ``model`` bit-identical through every ``optimizer.step()``.
+
+    Layers and their active sets are looked up at each step, so call it before or after ``convert``,
+    once; neurons may freeze and thaw at any time. It holds for any optimizer, also one that couples
+    rows. Copies of the optimizer (deepcopy, pickle) are not protected: torch copies no hooks.
+
+    Args:
+        optimizer: a :class:`torch.optim.Optimizer`, or a wrapper that holds one, at any depth, in
+            its attribute ``optimizer`` (accelerate, Lightning).
+        model: the model whose parameters it steps, or a part of it.
+        state: what becomes of the optimizer's state of a frozen neuron.
+            ``"hold"``: momentum (SGD's ``momentum_buffer``, Adam's ``exp_avg``) restarts at zero on
+            thawing; second moments are held as they were when it froze.
+            ``"reference"``: as the authors do (NEq, arXiv 2207.09455, and their code): momentum is
+            zeroed, second moments decay as the optimizer makes them. Beware: after a long freeze
+            nothing of Adam's second moment is left while its step count is high, so that bias
+            correction no longer makes up for it: after t further steps with equal gradients the
+            thawed neuron moves by (1 - 0.9^t) / sqrt(1 - 0.999^t) learning rates at a time, 6.6 at
+            t = 12, where 1 would be right.
+            ``"keep"``: all state is held, momentum too, and acts again on thawing.
+
+    Returns:
+        The :class:`Protection`; ``remove()`` ends it.
+
+    Raises:
+        TypeError: ``optimizer`` is not and does not hold an optimizer, or ``model`` is no module.
+        ValueError: unknown ``state``, ``optimizer`` steps no parameter of ``model``, or is
+            protected for the model already.
+    """
+    inner = _unwrap(optimizer)
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"model: expected a torch.nn.Module, got {type(model).__name__}; "
+            "pass protect(optimizer, model) the model whose parameters the optimizer steps"
+        )
+    if state not in get_args(State):
+        raise ValueError(f"state: expected 'hold', 'reference' or 'keep', got {state!r}")
+    owned = _owned(inner)
+    if not any(id(parameter) in owned for parameter in model.parameters()):
+        raise ValueError(
+            f"optimizer: expected one that steps parameters of the model, but none of the "
+            f"{len(owned)} that this {type(inner).__name__} holds belongs to it; "
+            "make it from model.parameters() of this model, not of a copy"
+        )
+    others = _protections.setdefault(inner, WeakSet())
+    if any(_overlap(other.model, model) for other in others):
+        raise ValueError(
+            "optimizer: expected one that is not protected for this model or a part of it yet, "
+            "got one that is; call remove() on the Protection that protect returned first"
+        )
+    protection = Protection(inner, model, state)
+    others.add(protection)
+    return protection
+
+
+class Protection:
+    """What :func:`protect` returns: the hooks on one optimizer's step, until :meth:`remove`.
+
+    Attributes:
+        model: the model whose frozen neurons are protected.
+        state: ``"hold"``, ``"reference"`` or ``"keep"``, see :func:`protect`.
+    """
+
+    def __init__(self, optimizer: Optimizer, model: nn.Module, state: State) -> None:
+        self.model = model
+        self.state = state
+        self._saved: list[_Saved] = []
+        # Both hold what the last step met. Sets are immutable: identity says whether one changed.
+        self._rows: dict[tuple[int, int], _Rows] = {}
+        self._restarted: dict[Tensor, _Rows] = {}
+        self._skips_missing = type(optimizer).__module__.startswith("torch.optim.")
+        self._handles = [
+            optimizer.register_step_pre_hook(self._before),
+            optimizer.register_step_post_hook(self._after),
+        ]
+        self._siblings = _protections.setdefault(optimizer, WeakSet())
+
+    def remove(self) -> None:
+        """End the protection: frozen neurons follow the optimizer again. Harmless when repeated."""
+        for handle in self._handles:
+            handle.remove()
+        self._siblings.discard(self)
+
+    def __repr__(self) -> str:
+        return f"Protection({type(self.model).__name__}, state={self.state!r})"
+
+    @torch.no_grad()
+    def _before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        # A closure makes gradients during the step; optimizers other than torch's may move
+        # parameters that have none.
+        closure = any(a is not None for a in (*args[1:], *kwargs.values()))
+        all_move = closure or not self._skips_missing
+        self._saved.clear()
+        restarted: dict[Tensor, _Rows] = {}
+        for parameter, rows in self._frozen(optimizer):
+            held = {}
+            moves = all_move or parameter.grad is not None
+            for name, tensor in _neuron_state(optimizer, parameter, rows):
+                policy = self._policy(name)
+                if policy == "zero":
+                    # Once per set, not per step: without a gradient nobody writes to it again.
+                    if self._restarted.get(tensor) is not rows:
+                        rows.zero(tensor)
+                    restarted[tensor] = rows
+                elif moves and policy != "leave":
+                    held[name] = rows.read(tensor)
+            if moves:
+                self._saved.append(_Saved(parameter, rows, rows.read(parameter), held))
+        self._restarted = restarted
+
+    @torch.no_grad()
+    def _after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        for parameter, rows, values, held in self._saved:
+            rows.write(parameter, values)
+            for name, tensor in _neuron_state(optimizer, parameter, rows):
+                policy = STATE_POLICY.get(name)
+                if name in held:
+                    rows.write(tensor, held[name])
+                elif policy == "zero":
+                    rows.zero(tensor)
+                elif policy == "average":
+                    rows.write(tensor, values)
+        self._saved.clear()
+
+    def _policy(self, name: str) -> Policy:
+        policy = STATE_POLICY.get(name, "hold")
+        if policy == "zero" and self.state == "keep":
+            return "hold"
+        if policy == "hold" and self.state == "reference":
+            return "leave"
+        return policy
+
+    def _frozen(self, optimizer: Optimizer) -> list[tuple[nn.Parameter, _Rows]]:
+        """Each parameter of ``optimizer`` that has frozen neurons now, with their rows."""
+        owned = _owned(optimizer)
+        known, self._rows = self._rows, {}
+        frozen = []
+        for layer in self.model.modules():
+            if not isinstance(layer, NEqLayer) or layer.active.is_full:
+                continue
+            active = layer.active
+            for _, parameter, dim in layer.neuron_parameters():
+                if id(parameter) in owned:
+                    key = id(active), dim
+                    rows = self._rows.get(key) or known.get(key) or _Rows(active, dim)
+                    self._rows[key] = rows
+                    frozen.append((parameter, rows))
+        return frozen
+
+
+class _Rows:
+    """The frozen neurons of one active set, as slices of tensors along ``dim``."""
+
+    def __init__(self, active: ActiveSet, dim: int) -> None:
+        self.active = active
+        self.dim = dim
+        self.all = active.is_empty
+        self._index = {torch.device("cpu"): active.frozen}
+
+    def index(self, device: torch.device) -> Tensor:
+        if device not in self._index:
+            frozen = self._index[torch.device("cpu")]
+            self._index[device] = frozen.to(device, non_blocking=True)
+        return self._index[device]
+
+    def read(self, tensor: Tensor) -> Tensor:
+        return (
+            tensor.clone() if self.all else tensor.index_select(self.dim, self.index(tensor.device))
+        )
+
+    def write(self, tensor: Tensor, values: Tensor) -> None:
+        if self.all:
+            tensor.copy_(values)
+        else:
+            tensor.index_copy_(self.dim, self.index(tensor.device), values)
+
+    def zero(self, tensor: Tensor) -> None:
+        if self.all:
+            tensor.zero_()
+        else:
+            tensor.index_fill_(self.dim, self.index(tensor.device), 0)
+
+
+class _Saved(NamedTuple):
+    parameter: nn.Parameter
+    rows: _Rows
+    values: Tensor
+    held: dict[str, Tensor]
+
+
+def _neuron_state(
+    optimizer: Optimizer, parameter: nn.Parameter, rows: _Rows
+) -> Iterator[tuple[str, Tensor]]:
+    """The states of ``parameter`` in which each neuron has a slice of its own, by name."""
+    for name, value in optimizer.state.get(parameter, {}).items():
+        if (
+            isinstance(value, Tensor)
+            and value.is_floating_point()
+            and value.dim() == parameter.dim()
+            and value.size(rows.dim) == rows.active.size
+        ):
+            yield name, value
+
+
+def _owned(optimizer: Optimizer) -> set[int]:
+    return {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+
+
+def _overlap(a: nn.Module, b: nn.Module) -> bool:
+    return any(module is b for module in a.modules()) or any(module is a for module in b.modules())
+
+
+def _unwrap(optimizer: Any) -> Optimizer:
+    """The innermost optimizer: wrappers, some of them Optimizers too, hold it in ``optimizer``."""
+    inner = optimizer
+    for _ in range(16):
+        held = getattr(inner, "optimizer", None)
+        if held is None or held is inner:
+            break
+        inner = held
+    if not isinstance(inner, Optimizer):
+        raise TypeError(
+            "optimizer: expected a torch.optim.Optimizer, or an object that holds one in its "
+            f"attribute 'optimizer', got {type(optimizer).__name__}; pass the optimizer itself"
+        )
+    return inner

@@ -1,0 +1,245 @@
+"""protect with every optimizer of torch.optim that takes dense gradients, in every variant."""
+
+import inspect
+from collections import defaultdict
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+import neq_kernels as neq
+from neq_kernels.optim import STATE_POLICY
+
+DECAY = {"weight_decay": 0.1}
+OPTIONS = {
+    "ASGD": [{}, DECAY, {"t0": 2, "lambd": 0.1}],
+    "Adadelta": [{}, DECAY],
+    "Adafactor": [{}, DECAY],
+    "Adagrad": [{}, DECAY, {"initial_accumulator_value": 0.5}],
+    "Adam": [{}, DECAY, {**DECAY, "amsgrad": True}, {**DECAY, "decoupled_weight_decay": True}],
+    "AdamW": [{}, DECAY, {**DECAY, "amsgrad": True}, {"maximize": True}],
+    "Adamax": [{}, DECAY],
+    "LBFGS": [{}, {"line_search_fn": "strong_wolfe"}, {"max_iter": 3, "history_size": 2}],
+    "Muon": [{}, {"nesterov": False}, {"weight_decay": 0.0}],
+    "NAdam": [{}, DECAY, {**DECAY, "decoupled_weight_decay": True}],
+    "RAdam": [{}, DECAY, {**DECAY, "decoupled_weight_decay": True}],
+    "RMSprop": [{}, {**DECAY, "momentum": 0.9}, {"momentum": 0.9, "centered": True}],
+    "Rprop": [{}],
+    "SGD": [
+        {},
+        {"momentum": 0.9},
+        {"momentum": 0.9, **DECAY},
+        {"momentum": 0.9, "dampening": 0.5},
+        {"momentum": 0.9, "nesterov": True, **DECAY},
+    ],
+}
+COUPLING = {"Adafactor", "LBFGS", "Muon"}
+MOMENTUM = {"exp_avg", "momentum_buffer", "prev"}
+AVERAGE = {"ax"}
+ACTIVE = {"0": [0, 3], "1": [1], "3": [], "4": [1]}
+
+
+def classes():
+    found = inspect.getmembers(torch.optim, inspect.isclass)
+    return {name for name, value in found if issubclass(value, Optimizer)} - {"Optimizer"}
+
+
+def implementations(name):
+    accepted = inspect.signature(getattr(torch.optim, name)).parameters
+    yield {}
+    if "foreach" in accepted:
+        yield {"foreach": True}
+    if "fused" in accepted:
+        yield {"fused": True}
+
+
+VARIANTS = [
+    pytest.param(name, {**options, **how}, id=f"{name}-{'-'.join({**options, **how})}-{i}")
+    for name, choices in OPTIONS.items()
+    for i, options in enumerate(choices)
+    for how in implementations(name)
+]
+WITH_ROWS = [variant for variant in VARIANTS if variant.values[0] != "LBFGS"]
+ELEMENTWISE = [variant for variant in VARIANTS if variant.values[0] not in COUPLING]
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """On tensors this small, threads only wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def make(name, options):
+    torch.manual_seed(0)
+    layers = nn.Conv2d(2, 5, 3), nn.BatchNorm2d(5), nn.Flatten(), nn.Linear(20, 4), nn.Linear(4, 3)
+    model = neq.convert(nn.Sequential(*layers))
+    parameters = [p for p in model.parameters() if name != "Muon" or p.dim() == 2]
+    return model, getattr(torch.optim, name)(parameters, **options)
+
+
+def freeze(model):
+    for name, index in ACTIVE.items():
+        model.get_submodule(name).set_active(index)
+
+
+def frozen_parameters(model, optimizer):
+    owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    for layer in model.modules():
+        if hasattr(layer, "neuron_parameters") and not layer.active.is_full:
+            for _, p, _ in layer.neuron_parameters():
+                if id(p) in owned:
+                    yield p, layer.active
+
+
+def give_gradients(model, generator):
+    for p in model.parameters():
+        p.grad = torch.randn(p.shape, generator=generator)
+    for layer in model.modules():
+        if hasattr(layer, "neuron_parameters"):
+            for _, p, _ in layer.neuron_parameters():
+                p.grad[layer.active.frozen] = 0
+                if layer.active.is_empty:
+                    p.grad = None
+
+
+def train(model, optimizer, steps, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(64, 2, 4, 4, generator=generator)
+    y = torch.randn(64, 3, generator=generator)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = (model(x) - y).square().mean()
+        loss.backward()
+        return loss
+
+    for _ in range(steps):
+        if isinstance(optimizer, torch.optim.LBFGS):
+            optimizer.step(closure)
+        else:
+            give_gradients(model, generator)
+            optimizer.step()
+
+
+def neuron_state(optimizer, p):
+    """Copies of the states of p with one slice per neuron; the tests' neurons are rows."""
+    return {
+        name: value.clone()
+        for name, value in optimizer.state[p].items()
+        if isinstance(value, torch.Tensor) and value.shape[:1] == p.shape[:1]
+        if value.dim() == p.dim()
+    }
+
+
+def test_every_dense_optimizer_is_tested():
+    assert set(OPTIONS) == classes() - {"SparseAdam"}, "add the optimizer to OPTIONS and the docs"
+
+
+@pytest.mark.parametrize(("name", "options"), VARIANTS)
+def test_frozen_neurons_are_bit_identical_after_ten_steps(name, options):
+    model, optimizer = make(name, options)
+    neq.protect(optimizer, model)
+    train(model, optimizer, 3)
+    freeze(model)
+    before = {p: p.detach().clone() for p, _ in frozen_parameters(model, optimizer)}
+    assert before
+    train(model, optimizer, 10, seed=1)
+    for p, active in frozen_parameters(model, optimizer):
+        assert torch.equal(p[active.frozen], before[p][active.frozen])
+        for row in active.index.tolist():
+            assert not torch.equal(p[row], before[p][row]), "an active neuron must still train"
+
+
+@pytest.mark.parametrize(("name", "options"), ELEMENTWISE)
+def test_active_neurons_move_as_under_the_dense_optimizer(name, options):
+    model, optimizer = make(name, options)
+    twin, plain = make(name, options)
+    neq.protect(optimizer, model)
+    for each, its in ((model, optimizer), (twin, plain)):
+        train(each, its, 3)
+        freeze(each)
+        train(each, its, 10, seed=1)
+    for (_, layer), (_, other) in zip(model.named_modules(), twin.named_modules(), strict=True):
+        if hasattr(layer, "neuron_parameters"):
+            rows = layer.active.index.long()
+            for (_, p, _), (_, q, _) in zip(
+                layer.neuron_parameters(), other.neuron_parameters(), strict=True
+            ):
+                assert torch.equal(p[rows], q[rows])
+                for key, value in neuron_state(optimizer, p).items():
+                    assert torch.equal(value[rows], plain.state[q][key][rows]), key
+
+
+@pytest.mark.parametrize("state", ["hold", "reference", "keep"])
+@pytest.mark.parametrize(("name", "options"), WITH_ROWS)
+def test_state_of_frozen_neurons(name, options, state):
+    model, optimizer = make(name, options)
+    twin, plain = make(name, options)
+    neq.protect(optimizer, model, state=state)
+    for each, its in ((model, optimizer), (twin, plain)):
+        train(each, its, 3)
+        freeze(each)
+    before = {p: neuron_state(optimizer, p) for p, _ in frozen_parameters(model, optimizer)}
+    for each, its in ((model, optimizer), (twin, plain)):
+        train(each, its, 10, seed=1)
+    others = [q for q, _ in frozen_parameters(twin, plain)]
+    decays = plain.param_groups[0].get("weight_decay", 0)
+    for (p, active), q in zip(frozen_parameters(model, optimizer), others, strict=True):
+        rows = active.frozen
+        for key, value in neuron_state(optimizer, p).items():
+            if key in MOMENTUM and state != "keep":
+                assert not value[rows].any(), key
+            elif state != "reference" or key in AVERAGE:
+                assert torch.equal(value[rows], before[p][key][rows]), key
+            elif not decays and name not in COUPLING:
+                assert torch.equal(value[rows], plain.state[q][key][rows]), key
+
+
+@cache
+def states_of(name):
+    found = set()
+    for options in OPTIONS[name]:
+        model, optimizer = make(name, options)
+        train(model, optimizer, 2)
+        found |= {key for state in optimizer.state.values() for key in state}
+    return found
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_every_state_has_a_policy(name):
+    assert not states_of(name) - set(STATE_POLICY), "add it to STATE_POLICY and docs/protect.md"
+
+
+def documented():
+    """{optimizer: {policy: states}} of the table of docs/protect.md."""
+    text = (Path(__file__).parents[1] / "docs" / "protect.md").read_text()
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in text.splitlines()
+        if line.startswith("|")
+    ]
+    start = next(i for i, row in enumerate(rows) if row[0] == "optimizer")
+    table = {}
+    for optimizers, *cells in rows[start + 2 :]:
+        for optimizer in optimizers.split(", "):
+            names = (cell.replace("`", "").split(", ") for cell in cells)
+            table[optimizer] = dict(zip(rows[start][1:], names, strict=True))
+    return table
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_the_documented_table_is_what_happens(name):
+    expected = defaultdict(set)
+    for state in states_of(name):
+        expected[STATE_POLICY[state]].add(state)
+    columns = {"restarts at zero": "zero", "held": "hold", "averaged": "average", "left": "leave"}
+    row = documented()[name]
+    assert {columns[c]: set(names) - {""} for c, names in row.items()} == {
+        policy: expected[policy] for policy in columns.values()
+    }
