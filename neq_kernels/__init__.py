@@ -5,4 +5,14 @@ from neq_kernels.active import ActiveSet
 from neq_kernels.convert import convert, get_active, revert, set_active
 from neq_kernels.report import report
 
+__all__ = [
+    "ActiveSet",
+    "backends",
+    "convert",
+    "get_active",
+    "report",
+    "revert",
+    "set_active",
+]
+
 backends.requested_by_environment()

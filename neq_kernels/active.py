@@ -207,7 +207,7 @@ def lists(index: Tensor, count: Tensor) -> Lists:
     """
     if index.device.type != "cpu":
         return _derive(index, int(count))
-    known = _cache.get(index)
+    known: tuple[int, Lists] | None = _cache.get(index)
     if known is not None and known[0] == index._version:
         return known[1]
     derived = _derive(index, int(count))

@@ -50,15 +50,17 @@ class LinearFunction(Function):
         _save(ctx, x, weight, index, count)
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor | None) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, dy: Tensor | None) -> Any:
         rest = (None,) * 6
         if dy is None or ctx.mode == "cut":
             return (None, None, None, *rest)
         needed = Needed(*ctx.needs_input_grad[:3])
         if ctx.mode == "opaque":
             x, weight, index, count = ctx.saved_tensors
-            chosen = (index, count, needed, ctx.columns, ctx.propagate)
-            return (*ops.traced_linear_gradients(dy, x, weight, *chosen), *rest)
+            traced = ops.traced_linear_gradients(
+                dy, x, weight, index, count, needed, ctx.columns, ctx.propagate
+            )
+            return (*traced, *rest)
         channels = _channels(ctx)
         x, weight = ctx.saved_tensors
         with _no_autocast(dy):
@@ -67,8 +69,10 @@ class LinearFunction(Function):
             # create_graph: the dense path is made of operations that can be differentiated again.
             path = "dense" if torch.is_grad_enabled() else linear_path(dy, ctx.fan_in, channels)
             ctx.taken["path"] = path
-            chosen = (channels, needed, ctx.columns, ctx.propagate, path)
-            return (*linear_gradients(dy, x, weight, *chosen), *rest)
+            gradients = linear_gradients(
+                dy, x, weight, channels, needed, ctx.columns, ctx.propagate, path
+            )
+            return (*gradients, *rest)
 
 
 class ConvFunction(Function):
@@ -95,7 +99,7 @@ class ConvFunction(Function):
         _save(ctx, x, weight, index, count, always_weight=True)
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor | None) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, dy: Tensor | None) -> Any:
         rest = (None,) * 6
         if dy is None or ctx.mode == "cut":
             return (None, None, None, *rest)
@@ -103,8 +107,10 @@ class ConvFunction(Function):
         geometry = ConvGeometry(*ctx.geometry)
         if ctx.mode == "opaque":
             x, weight, index, count = ctx.saved_tensors
-            chosen = (index, count, needed, geometry, ctx.propagate)
-            return (*ops.traced_conv_gradients(dy, x, weight, *chosen), *rest)
+            traced = ops.traced_conv_gradients(
+                dy, x, weight, index, count, needed, geometry, ctx.propagate
+            )
+            return (*traced, *rest)
         channels = _channels(ctx)
         x, weight = ctx.saved_tensors
         with _no_autocast(dy):
@@ -115,8 +121,10 @@ class ConvFunction(Function):
             if not torch.is_grad_enabled():
                 path = conv_path(dy, weight, channels, geometry.groups)
             ctx.taken["path"] = path
-            chosen = (channels, needed, geometry, ctx.propagate, path)
-            return (*conv_gradients(dy, x, weight, *chosen), *rest)
+            gradients = conv_gradients(
+                dy, x, weight, channels, needed, geometry, ctx.propagate, path
+            )
+            return (*gradients, *rest)
 
 
 class MaskFunction(Function):
@@ -136,7 +144,7 @@ class MaskFunction(Function):
         ctx.version = None if ctx.index is None else ctx.index._version
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor | None) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor | None) -> Any:
         if grad is None or ctx.index is None:
             return None, None
         _check_unchanged(ctx)

@@ -22,10 +22,11 @@ from torch.utils.hooks import RemovableHandle
 
 from neq_kernels.layer import NEqLayer
 
-_PRODUCTS = frozenset(
-    "linear bilinear matmul mm bmm addmm baddbmm einsum tensordot conv1d conv2d conv3d convolution "
-    "multi_head_attention_forward __matmul__ __rmatmul__".split()
-)
+_PRODUCTS = frozenset([
+    "linear", "bilinear", "matmul", "mm", "bmm", "addmm", "baddbmm", "einsum", "tensordot",
+    "conv1d", "conv2d", "conv3d", "convolution", "multi_head_attention_forward",
+    "__matmul__", "__rmatmul__",
+])  # fmt: skip
 
 
 def forward_flops(model: nn.Module) -> tuple[dict[str, int], int] | None:
@@ -112,7 +113,7 @@ def before_forward(model: nn.Module, inputs: Any) -> None:
     """Forward pre-hook of a converted model: watch the first eager forward."""
     if "_forward_flops" in model.__dict__:
         return
-    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
     if traced or torch._C._are_functorch_transforms_active() or model in _watches:
         return
     # Under these modes a compiled submodule would be compiled for a state that never returns.

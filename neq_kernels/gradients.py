@@ -27,6 +27,8 @@ class Needed(NamedTuple):
 
 
 class ConvGeometry(NamedTuple):
+    """A convolution's arguments, a number per spatial dimension; padding with zeros."""
+
     stride: Sequence[int]
     padding: Sequence[int]
     dilation: Sequence[int]

@@ -25,8 +25,8 @@ class NEqLayer(nn.Module):
 
     channel_axis: ClassVar[int] = -1
     origin: ClassVar[type[nn.Module]]
-    weight: Tensor
-    bias: Tensor | None
+    weight: Any
+    bias: Any
 
     _active: ActiveSet
     _index: Tensor
@@ -93,10 +93,7 @@ class NEqLayer(nn.Module):
                 if isinstance(active, Tensor)
                 else len(active) > 0 and isinstance(active[0], bool)
             )
-            if is_mask:
-                active = ActiveSet.from_mask(active)
-            else:
-                active = ActiveSet.from_index(active, size)
+            active = ActiveSet.from_mask(active) if is_mask else ActiveSet.from_index(active, size)
         if active.size != size:
             raise ValueError(
                 f"active: expected {size} neurons, one per output channel, got {active.size}"
@@ -117,7 +114,7 @@ class NEqLayer(nn.Module):
         """Become torch's own layer again; use :func:`neq_kernels.revert` for a whole model."""
         for name in ("_index", "_mask", "_count", "_taken", "_active", "_propagate", "_flops"):
             self.__dict__.pop(name, None)
-        self.__class__ = self.origin  # type: ignore[assignment]
+        self.__class__ = self.origin
 
     def _fill(self, active: ActiveSet) -> None:
         self._active = active
@@ -163,7 +160,7 @@ class NEqLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         mode = self._mode(x)
         if mode == "plain":
-            return super().forward(x)  # type: ignore[misc, no-any-return]
+            return super().forward(x)
         bias = getattr(self, "bias", None)
         if mode == "masked":
             return self._masked(x, bias)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -45,7 +44,7 @@ def _linear(
     layer: NEqLayer, mode: str, x: Tensor, weight: Tensor, bias: Tensor | None, columns: bool
 ) -> Tensor:
     taken = None if mode == "opaque" else layer._taken
-    return LinearFunction.apply(  # type: ignore[no-any-return, no-untyped-call]
+    return LinearFunction.apply(
         x, weight, bias, layer._index, layer._count, columns, layer.propagate, mode, taken
     )
 
@@ -54,7 +53,7 @@ class _NEqConvNd(NEqLayer, nn.modules.conv._ConvNd):
     channel_axis = 1
 
     def _compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return self._conv_forward(x, weight, bias)  # type: ignore[operator, no-any-return]
+        return self._conv_forward(x, weight, bias)
 
     def _sparse(self, mode: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         batched = x.dim() == weight.dim()
@@ -63,7 +62,7 @@ class _NEqConvNd(NEqLayer, nn.modules.conv._ConvNd):
         x, padding = self._pad(x)
         geometry = (self.stride, padding, self.dilation, self.groups)
         taken = None if mode == "opaque" else self._taken
-        y: Tensor = ConvFunction.apply(  # type: ignore[no-untyped-call]
+        y: Tensor = ConvFunction.apply(
             x, weight, bias, self._index, self._count, geometry, self.propagate, mode, taken
         )
         return y if batched else y.squeeze(0)
@@ -76,7 +75,7 @@ class _NEqConvNd(NEqLayer, nn.modules.conv._ConvNd):
         if self.padding == "valid":
             return x, none
         if self.padding != "same":
-            return x, self.padding  # type: ignore[return-value]
+            return x, self.padding
         totals = [d * (k - 1) for d, k in zip(self.dilation, self.kernel_size, strict=True)]
         # An even kernel needs one more zero at the end than at the beginning.
         extra = [side for total in reversed(totals) for side in (0, total % 2)]
@@ -107,7 +106,7 @@ class _NEqNorm(NEqLayer):
     def forward(self, x: Tensor) -> Tensor:
         mode = self._mode(x)
         if mode == "plain":
-            return super(NEqLayer, self).forward(x)  # type: ignore[misc, no-any-return]
+            return super(NEqLayer, self).forward(x)
         weight, bias = (self._guarded(mode, name, x) for name in ("weight", "bias"))
         return self._normalise(x, weight, bias)
 
@@ -118,10 +117,10 @@ class _NEqNorm(NEqLayer):
         if mode in ("opaque", "masked"):
             return self._mask_rows(parameter, name)
         if not self._active.is_empty:
-            return MaskFunction.apply(parameter, self._mask)  # type: ignore[no-any-return, no-untyped-call]
+            return MaskFunction.apply(parameter, self._mask)
         if x.requires_grad and inside_ddp():
-            return MaskFunction.apply(parameter, None)  # type: ignore[no-any-return, no-untyped-call]
-        return parameter.detach()  # type: ignore[no-any-return]
+            return MaskFunction.apply(parameter, None)
+        return parameter.detach()
 
     def _normalise(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
         raise NotImplementedError
@@ -200,7 +199,7 @@ def sparse_class(module: nn.Module) -> type[NEqLayer] | None:
     """The class that ``module`` converts to, or None. transformers is not imported to ask."""
     kind = type(module)
     if (kind.__module__, kind.__name__) == ("transformers.pytorch_utils", "Conv1D"):
-        return __getattr__("NEqConv1D")  # type: ignore[no-any-return]
+        return __getattr__("NEqConv1D")
     return CLASSES.get(kind)
 
 

@@ -8,7 +8,6 @@ come back with shape ``[0]``.
 
 from __future__ import annotations
 
-
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula

@@ -6,16 +6,24 @@ and zeroes the frozen ones: right where gathering costs more than the rows it sa
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 
 
-class Geometry(NamedTuple):
+@dataclass(frozen=True)
+class Geometry:
     """What decides the cost of one layer's weight gradient.
 
-    ``kind``: "linear" or "conv"; ``positions``: terms of each weight's sum (tokens, or N*H*W of the output); ``fan_in``: weights
-    per neuron; ``size`` and ``count``: all and active neurons.
+    Attributes:
+        kind: "linear" or "conv".
+        device: kind of device, such as "cpu".
+        dtype: of the output's gradient.
+        positions: terms of each weight's sum: tokens, or N*H*W of the output.
+        fan_in: weights per neuron.
+        size, count: all neurons, active neurons.
+        groups: of a convolution.
+        channels_last: whether channels are contiguous in the output's gradient.
     """
 
     kind: str

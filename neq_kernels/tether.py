@@ -8,12 +8,13 @@ backward below.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import Function
+from torch.utils._pytree import tree_leaves
 
 from neq_kernels.layer import NEqLayer, inside_ddp
 
@@ -30,7 +31,7 @@ class Tether(Function):
         ctx.tethered = len(inputs) - 1
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> Any:
         return grad, *(None,) * ctx.tethered
 
 
@@ -47,14 +48,13 @@ def after_forward(model: nn.Module, inputs: Any, output: Any) -> Any:
     ]
     if not parameters:
         return None
-    found: list[Tensor] = []
-    _map_tensors(output, lambda t: found.append(t) or t)
-    if not any(t.requires_grad for t in found):
-        return _map_tensors(output, lambda t: Tether.apply(t, *parameters))  # type: ignore[no-untyped-call]
-    return _map_tensors(
-        output,
-        lambda t: Tether.apply(t, *parameters) if t.requires_grad else t,  # type: ignore[no-untyped-call]
-    )
+    in_graph = any(isinstance(t, Tensor) and t.requires_grad for t in tree_leaves(output))
+
+    def tie(tensor: Tensor) -> Tensor:
+        # A network frozen whole has no output in the graph: then any will do.
+        return Tether.apply(tensor, *parameters) if tensor.requires_grad or not in_graph else tensor
+
+    return _map_tensors(output, tie)
 
 
 def _map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
@@ -70,6 +70,6 @@ def _map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(value, list | tuple):
         return type(value)(_map_tensors(item, function) for item in value)
     if is_dataclass(value) and not isinstance(value, type):
-        for name in (f.name for f in fields(value)):
-            setattr(value, name, _map_tensors(getattr(value, name), function))
+        items = {f.name: _map_tensors(getattr(value, f.name), function) for f in fields(value)}
+        return replace(value, **items)
     return value

@@ -1,0 +1,57 @@
+# Everything runs inside .venv, made on first use. `make help` lists the targets.
+PYTHON ?= python3
+VENV ?= .venv
+# The release the project is tested with; any torch >= 2.10 works.
+TORCH ?= torch==2.13.0
+EXTRAS ?= demo,test,dev
+DEMO ?=
+BENCH ?= --quick
+
+bin := $(VENV)/bin
+installed := $(VENV)/.installed
+
+.PHONY: help install demo seeds test lint format bench clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo    train ResNet-32 on digits, dense and with NEq    (DEMO='--epochs 8' for options)"
+	@echo "make seeds   final accuracy, dense and with NEq, over three seeds"
+	@echo "make test    everything that runs without a GPU"
+	@echo "make lint    ruff, mypy, clang-format"
+	@echo "make bench   microbenchmarks on this machine                  (BENCH= for the full suite)"
+	@echo "make clean   remove $(VENV) and build/"
+
+install: $(installed)
+
+$(installed): pyproject.toml setup.py CMakeLists.txt $(shell find csrc python -type f)
+	test -x $(bin)/python || $(PYTHON) -m venv $(VENV)
+	$(bin)/python -m pip install --quiet "$(TORCH)"
+	$(bin)/python -m pip install --quiet --upgrade setuptools wheel cmake ninja pybind11
+	$(bin)/python -m pip install --quiet --no-build-isolation --editable ".[$(EXTRAS)]"
+	touch $@
+
+demo: $(installed)
+	$(bin)/python -m examples.train_digits $(DEMO)
+
+seeds: $(installed)
+	$(bin)/python -m examples.train_digits --seeds 1 2 3 $(DEMO)
+
+test: $(installed)
+	$(bin)/python -m pytest
+
+lint: $(installed)
+	$(bin)/ruff format --check .
+	$(bin)/ruff check .
+	$(bin)/mypy
+	$(bin)/clang-format --dry-run --Werror $$(git ls-files '*.cpp' '*.h' '*.cu' '*.cuh')
+
+format: $(installed)
+	$(bin)/ruff format .
+	$(bin)/ruff check --fix .
+	$(bin)/clang-format -i $$(git ls-files '*.cpp' '*.h' '*.cu' '*.cuh')
+
+bench: $(installed)
+	$(bin)/python -m bench $(BENCH)
+
+clean:
+	rm -rf $(VENV) build *.egg-info neq_kernels/*.so
