@@ -42,7 +42,7 @@ def _table() -> dict[tuple[str, str], Callable[..., Any]]:
 TABLE = _table()
 
 
-class use:
+class use:  # noqa: N801, reads as a verb
     """Require ``backend`` for every operator, from now on or for the length of a ``with`` block.
 
     ``use(None)`` gives the choice back. Layers raise where the backend cannot serve them.

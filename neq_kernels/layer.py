@@ -114,7 +114,7 @@ class NEqLayer(nn.Module):
         """Become torch's own layer again; use :func:`neq_kernels.revert` for a whole model."""
         for name in ("_index", "_mask", "_count", "_taken", "_active", "_propagate", "_flops"):
             self.__dict__.pop(name, None)
-        self.__class__ = self.origin
+        self.__class__ = self.origin  # type: ignore[assignment]
 
     def _fill(self, active: ActiveSet) -> None:
         self._active = active

@@ -75,7 +75,7 @@ class _NEqConvNd(NEqLayer, nn.modules.conv._ConvNd):
         if self.padding == "valid":
             return x, none
         if self.padding != "same":
-            return x, self.padding
+            return x, tuple(self.padding)
         totals = [d * (k - 1) for d, k in zip(self.dilation, self.kernel_size, strict=True)]
         # An even kernel needs one more zero at the end than at the beginning.
         extra = [side for total in reversed(totals) for side in (0, total % 2)]
