@@ -88,17 +88,17 @@ class Case:
 
 
 def conv(
-    name: str, input: tuple[int, ...], outputs: int, kernel: int, reason: str, *,
+    name: str, shape: tuple[int, ...], outputs: int, kernel: int, reason: str, *,
     stride: int = 1, depthwise: bool = False, dtype: torch.dtype = torch.float32,
     quick: bool = False,
 ) -> list[Case]:  # fmt: skip
     """The case in NCHW and in channels_last."""
     arguments = {
-        "inputs": input[1], "outputs": outputs, "kernel": kernel, "stride": stride,
-        "groups": input[1] if depthwise else 1,
+        "inputs": shape[1], "outputs": outputs, "kernel": kernel, "stride": stride,
+        "groups": shape[1] if depthwise else 1,
     }  # fmt: skip
     return [
-        Case(name, "conv", input, arguments, reason, dtype, channels_last=layout, quick=quick)
+        Case(name, "conv", shape, arguments, reason, dtype, channels_last=layout, quick=quick)
         for layout in (False, True)
     ]
 

@@ -68,7 +68,7 @@ def measure(name: str, seconds: float, device: str) -> list[Row]:
         label: Provider(partial(step, network), lambda i, network=network: network.zero_grad())
         for label, network in models.items()
     }
-    timings = interleave(providers, seconds=seconds, rounds=(15, 2000), warmup=3, device=device)
+    timings = interleave(providers, seconds=seconds, rounds=(9, 2000), warmup=3, device=device)
     plain = timings["plain"].median
     return [
         Row(
@@ -91,7 +91,7 @@ def measure(name: str, seconds: float, device: str) -> list[Row]:
 def verdict(rows: Sequence[Row]) -> str:
     """Whether converting cost more than this run could have shown by chance."""
     plain, again, converted = (row.ms for row in rows)
-    overhead, noise = converted / min(plain, again) - 1, abs(plain / again - 1)
+    overhead, noise = 2 * converted / (plain + again) - 1, abs(plain / again - 1)
     limit = max(noise, NOISE_LIMIT)
     word = "within" if overhead <= limit else "ABOVE"
     return f"overhead {overhead:+.1%}, {word} the noise ({limit:.1%})"

@@ -64,10 +64,9 @@ def summary(rows: Sequence[Row]) -> str:
     """The run in a few lines."""
     final, last = rows[-1], last_epochs(rows)
     partly = [row for row in rows if 0 < row.frozen < 1]
-    gap = 100 * (final.neq.accuracy - final.dense.accuracy)
+    dense, ours = final.dense.accuracy, final.neq.accuracy
     lines = [
-        f"Test accuracy    dense {final.dense.accuracy:.2%}, NEq {final.neq.accuracy:.2%} "
-        f"({gap:+.2f} points)",
+        f"Test accuracy    dense {dense:.2%}, NEq {ours:.2%} ({100 * (ours - dense):+.2f} points)",
         f"Frozen           {final.frozen:.1%} of the watched neurons in the last epoch",
         f"Backward a step  all {len(rows)} epochs: {Backward.over(rows)}",
         f"                 last {len(last)} epochs: {Backward.over(last)}",

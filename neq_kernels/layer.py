@@ -93,7 +93,11 @@ class NEqLayer(nn.Module):
                 if isinstance(active, Tensor)
                 else len(active) > 0 and isinstance(active[0], bool)
             )
-            active = ActiveSet.from_mask(active) if is_mask else ActiveSet.from_index(active, size)
+            active = (
+                ActiveSet.from_mask(torch.as_tensor(active))
+                if is_mask
+                else ActiveSet.from_index(active, size)
+            )
         if active.size != size:
             raise ValueError(
                 f"active: expected {size} neurons, one per output channel, got {active.size}"

@@ -1,15 +1,17 @@
 """The tracker against the paper's formulas, rendered in plain Python."""
 
 import math
+from itertools import pairwise
 
-import neq_kernels as neq
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
+
+import neq_kernels as neq
 from neq_kernels.equilibrium import Equilibrium
 from neq_kernels.equilibrium.selectors import Velocity
-from torch import nn
 
 EPOCHS = 20
 EPSILON = 1e-3
@@ -26,7 +28,7 @@ def python_cosine(a, b):
 def python_velocities(outputs, momentum):
     """v_1, v_2, ... of one neuron from its outputs (lists of numbers) at t = 0, 1, 2, ..."""
     phi, v, velocities = 1.0, 0.0, []
-    for previous, current in zip(outputs, outputs[1:], strict=False):
+    for previous, current in pairwise(outputs):
         now = python_cosine(current, previous)
         v = (now - phi) - momentum * v
         phi = now
@@ -47,7 +49,7 @@ class Spy(Velocity):
 
 
 def replay(model, probe, change, momentum):
-    """Change the model EPOCHS times; check every velocity and every frozen neuron of every layer."""
+    """Change the model EPOCHS times; check every velocity and every frozen neuron of each layer."""
     neq.convert(model)
     spy = Spy(EPSILON)
     tracker = Equilibrium(model, probe, selector=spy, momentum=momentum, warmup=0, exclude=())

@@ -1,11 +1,13 @@
+import sys
 from collections import UserDict, namedtuple
 
 import numpy
 import pytest
 import torch
-from neq_kernels.equilibrium.probe import Probe, describe, digest, move
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
+
+from neq_kernels.equilibrium.probe import Probe, describe, digest, move
 
 CPU = torch.device("cpu")
 X = torch.arange(12.0).view(6, 2)
@@ -121,6 +123,7 @@ def test_labels_do_not_count_unless_forward_sees_them():
     assert run(one, call)[1] != run(other, call)[1]
 
 
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="exceptions have no notes")
 def test_error_of_the_model_says_which_batch():
     def forward(model, batch):
         raise KeyError("boom")

@@ -3,15 +3,16 @@
 import copy
 import random
 
-import neq_kernels as neq
 import numpy
 import pytest
 import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import neq_kernels as neq
 from neq_kernels.equilibrium import Equilibrium
 from neq_kernels.equilibrium.probe import digest
 from neq_kernels.equilibrium.undisturbed import undisturbed, unwrapped
-from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
 
 
 class Net(nn.Module):

@@ -33,14 +33,14 @@ class LayerRecord:
         self._layer = layer
         self._previous = previous
         self._similarity = similarity
-        self._finite: list[Tensor] = []
+        self._sums: list[Tensor] = []
 
     def add(self, output: Any) -> None:
         """Take in one call's output: a copy, as an in-place activation may overwrite it next."""
         current = output.detach().clone()
         position = len(self.outputs)
         self.outputs.append(current)
-        self._finite.append(torch.isfinite(current).all())
+        self._sums.append(current.sum(dtype=torch.float64))  # far cheaper than isfinite
         if self._previous is None or self.problem or position >= len(self._previous):
             return
         previous = self._previous[position]
@@ -58,7 +58,7 @@ class LayerRecord:
         if not any(output.numel() for output in self.outputs):
             self.problem = NOT_RUN if not self.outputs else "had empty outputs"
             self.outputs = []
-        elif not torch.stack(self._finite).all():
+        elif not torch.stack(self._sums).isfinite().all():
             self._not_finite()
         elif self._previous is not None and not self.problem:
             calls = len(self._previous), len(self.outputs)

@@ -11,7 +11,8 @@ from .measure import Finding, kind_of
 
 MAX_ROWS = 40
 NAME_WIDTH = 34
-REASON_WIDTH = 92
+LINE_WIDTH = 100
+HEADER = f"{'layer':{NAME_WIDTH}} {'kind':14} {'neurons':>8} {'frozen':>8} {'share':>7} mean |v|"
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ class Report:
         """The report as text; beyond `max_rows`, layers are summed up by how their names begin."""
         lines = [
             self._title(),
-            f"{'layer':{NAME_WIDTH}} {'kind':14} {'neurons':>8} {'frozen':>8} {'share':>7} mean |v|",
+            HEADER,
         ]
         lines += [_line(row) for row in summarise(self.layers, max_rows)]
         lines += _reasons(self.layers, max_rows)
@@ -97,7 +98,7 @@ class Report:
             names = [
                 f"{name} (the last Linear)" if name == self.head else name for name in self.excluded
             ]
-            lines.append(_shorten("Not measured: " + ", ".join(names), REASON_WIDTH))
+            lines.append(_shorten("Not measured: " + ", ".join(names), LINE_WIDTH))
         since = (
             "" if self.share is None else f", {self.share:.1%} of the time since the last update"
         )
@@ -170,7 +171,7 @@ def _reasons(rows: tuple[LayerRow, ...], max_rows: int) -> list[str]:
         if row.reason:
             names[row.reason].append(row.name)
     lines = [f"Active, {reason}: {', '.join(layers)}" for reason, layers in names.items()]
-    return [_shorten(line, REASON_WIDTH) for line in lines[:max_rows]]
+    return [_shorten(line, LINE_WIDTH) for line in lines[:max_rows]]
 
 
 def _shorten(text: str, width: int) -> str:

@@ -10,7 +10,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-CHUNK = 1 << 20  # elements widened to fp64 at once: 8 MB per operand
+# Elements widened to fp64 at once: what fits a cache, on devices what keeps memory low.
+CHUNK = {"cpu": 1 << 17, "cuda": 1 << 24}
 
 
 class Similarity(Protocol):
@@ -42,8 +43,8 @@ class ConcatenatedCosine:
 def channel_moments(a: Tensor, b: Tensor, axis: int) -> tuple[Tensor, Tensor, Tensor]:
     """Sums of a*b, a*a and b*b per channel, each fp64 `[C]`, where C = a.size(axis).
 
-    Products and sums are fp64 whatever the inputs are: near 1, where equilibrium is decided, a
-    cosine from fp32 products moves by the very 1e-6 that has to be resolved.
+    Products and sums are fp64 whatever the inputs are: near 1, where equilibrium is decided, sums
+    in fp32 would blur the differences of 1e-6 that epsilon has to tell apart.
     """
     axis %= a.dim()
     others = [dim for dim in range(a.dim()) if dim != axis]
@@ -57,14 +58,15 @@ def channel_moments(a: Tensor, b: Tensor, axis: int) -> tuple[Tensor, Tensor, Te
 
 def _chunks(a: Tensor, b: Tensor, axis: int) -> list[tuple[Tensor, Tensor]]:
     """Slices of both tensors along the samples, so that the fp64 copies stay small."""
-    if axis == 0 or a.numel() <= CHUNK:
+    chunk = CHUNK.get(a.device.type, CHUNK["cuda"])
+    if axis == 0 or a.numel() <= chunk:
         return [(a, b)]
-    samples = max(1, CHUNK * a.size(0) // a.numel())
+    samples = max(1, chunk * a.size(0) // a.numel())
     return list(zip(a.split(samples), b.split(samples), strict=True))
 
 
 def cosine(ab: Tensor, aa: Tensor, bb: Tensor) -> Tensor:
     """Cosine from its three sums; 1 where both vectors are zero, 0 where exactly one is."""
-    zero_a, zero_b = aa == 0, bb == 0
     phi = (ab / (aa.sqrt() * bb.sqrt())).clamp(-1, 1)
-    return torch.where(zero_a | zero_b, (zero_a & zero_b).to(phi.dtype), phi)
+    phi = torch.where((aa == 0) ^ (bb == 0), torch.zeros_like(phi), phi)
+    return torch.where((aa == 0) & (bb == 0), torch.ones_like(phi), phi)
