@@ -42,7 +42,8 @@ def linear_wgrad(
 
     Shapes: dy ``[..., O]``, x ``[..., I]``; dW ``[O, I]``, or ``[I, O]`` when ``columns``.
     """
-    packed, sums = pack(_rows(dy), lists.index, lists.count, 1, bias)
+    width = _whole_blocks(lists)
+    packed, sums = pack(_rows(dy), lists.padded[:width], width, 1, bias)
     return _linear_rows(packed, sums, _rows(x), lists, bias, columns)
 
 
@@ -57,11 +58,11 @@ def linear_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Both gradients from the active channels alone: ``dX = dy[:, index] @ W[index]``, and
     :func:`linear_wgrad`, from one packing of ``dy``."""
-    packed, sums = pack(_rows(dy), lists.index, lists.count, 1, bias)
-    if columns:
-        dx = packed @ weight.index_select(1, lists.index).t()
-    else:
-        dx = packed @ weight.index_select(0, lists.index)
+    width = _whole_blocks(lists)
+    index = lists.padded[:width]
+    packed, sums = pack(_rows(dy), index, width, 1, bias)
+    kept = weight.index_select(int(columns), index.clamp(min=0))
+    dx = packed @ (kept.t() if columns else kept)
     return dx.view(x.shape), *_linear_rows(packed, sums, _rows(x), lists, bias, columns)
 
 
@@ -123,9 +124,8 @@ def _conv(
     dgrad: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     if groups > 1:
-        return _grouped_conv(dy, x, weight, lists, bias, geometry, groups, dgrad)
-    # Vendor kernels work in blocks of 8 channels, and some fall off a cliff between them.
-    width = min(-(-lists.count // BLOCK) * BLOCK, lists.size)
+        return _grouped_conv(dy, x, weight, lists, bias, geometry, groups, pack, dgrad)
+    width = _whole_blocks(lists)
     index = lists.padded[:width]
     packed, sums = pack(dy, index, width, 1, bias)
     rows = weight.index_select(0, index.clamp(min=0)) if dgrad else _rows_like(weight, width)
@@ -142,21 +142,25 @@ def _grouped_conv(
     bias: bool,
     geometry: tuple[Sequence[int], ...],
     groups: int,
+    pack: Pack,
     dgrad: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     places = lists.regrouped(groups)
-    kept, index = places.groups, places.index
-    packed, sums = pack_channels(dy, index, index.numel(), 1, bias)
+    kept, index = places.groups.numel(), places.index
+    # Padding between the channels of two groups is beyond what other backends promise.
+    pack_dy = pack if index.numel() == lists.count else pack_channels
+    packed, sums = pack_dy(dy, index, index.numel(), 1, bias)
     fan_in = weight.shape[1]
-    inputs = (kept[:, None] * fan_in + torch.arange(fan_in, device=x.device)).flatten()
-    whole = kept.numel() == groups
-    x_kept = x if whole else _keep_format(x.index_select(1, inputs), x)
-    rows = (
-        weight.index_select(0, index.clamp(min=0)) if dgrad else _rows_like(weight, index.numel())
-    )
-    dx, dw = conv_gradients(packed, x_kept, rows, geometry, kept.numel(), (dgrad, True))
-    if dgrad and not whole:
-        dx = torch.zeros_like(x).index_copy_(1, inputs, dx)
+    inputs = places.groups[:, None] * fan_in + torch.arange(fan_in, device=x.device)
+    inputs = inputs.flatten().to(torch.int32)
+    x_kept = x if kept == groups else pack(x, inputs, inputs.numel(), 1, False)[0]
+    if dgrad:
+        rows = weight.index_select(0, index.clamp(min=0))
+    else:
+        rows = _rows_like(weight, index.numel())
+    dx, dw = conv_gradients(packed, x_kept, rows, geometry, kept, (dgrad, True))
+    if dgrad and kept < groups:
+        dx = torch.zeros_like(x).index_copy_(1, inputs.long(), dx)
     db = spread(sums, places) if bias else sums
     return dx, spread(dw, places, like=weight), db
 
@@ -210,6 +214,11 @@ def spread(
         return full
     strided = torch.empty_strided(like.shape, like.stride(), dtype=full.dtype, device=full.device)
     return strided.copy_(full)
+
+
+def _whole_blocks(lists: Lists) -> int:
+    # Vendor kernels work in blocks of channels, and some fall off a cliff between them.
+    return min(-(-lists.count // BLOCK) * BLOCK, lists.size)
 
 
 def _rows(tensor: Tensor) -> Tensor:
