@@ -3,15 +3,20 @@
 from neq_kernels import backends
 from neq_kernels.active import ActiveSet
 from neq_kernels.convert import convert, get_active, revert, set_active
+from neq_kernels.equilibrium import Equilibrium, selectors
+from neq_kernels.optim import protect
 from neq_kernels.report import report
 
 __all__ = [
     "ActiveSet",
+    "Equilibrium",
     "backends",
     "convert",
     "get_active",
+    "protect",
     "report",
     "revert",
+    "selectors",
     "set_active",
 ]
 
