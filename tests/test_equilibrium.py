@@ -104,7 +104,7 @@ def test_nothing_left_but_the_head():
 
 @pytest.mark.parametrize("warmup", [0, 1, 3])
 def test_warmup(warmup):
-    """Update t freezes only if t > warmup; nothing changes here, so everything is at equilibrium."""
+    """Update t freezes only if t > warmup; nothing changes here, so all is at equilibrium."""
     model, tracker = make(warmup=warmup)
     for epoch in range(6):
         report = tracker.update()
@@ -250,9 +250,7 @@ def test_nan_and_inf_are_named_and_never_frozen(poison):
     assert frozen(model)["spare"] == 5
     with torch.no_grad():
         model.spare.bias[1] = poison
-    with pytest.warns(
-        UserWarning, match="NaN or inf in its outputs: layer 'spare'. They stay active"
-    ):
+    with pytest.warns(UserWarning, match="NaN or inf in its outputs: layer 'spare'"):
         report = tracker.update()
     assert rows(report)["spare"].reason == "NaN or inf in its outputs"
     assert frozen(model) == {"head": 0, "body": 5, "norm": 5, "spare": 0}
@@ -460,3 +458,15 @@ def test_default_selector():
     _, tracker = make()
     assert isinstance(tracker.selector, Velocity)
     assert tracker.selector.epsilon == 1e-3
+
+
+def test_a_selector_cannot_spoil_the_scores():
+    def spoil(scores):
+        masks = {name: s.velocity.abs() >= 1e-3 for name, s in scores.items()}
+        for layer in scores.values():
+            layer.velocity.fill_(7), layer.similarity.fill_(7), layer.active.fill_(False)
+        return masks
+
+    _, tracker = make(selector=spoil, warmup=0)
+    tracker.update(), tracker.update()
+    assert rows(tracker.update())["body"].velocity == pytest.approx(0, abs=1e-12)

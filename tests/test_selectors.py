@@ -51,7 +51,11 @@ def test_velocity_state_round_trip():
         ({"a": [True, True]}, TypeError, "layer 'a': expected a bool mask on the CPU, got list"),
         ({"a": torch.ones(2)}, TypeError, "got torch.float32 on cpu"),
         ({"a": torch.ones(2, dtype=torch.bool, device="meta")}, TypeError, "on meta"),
-        ({"a": torch.ones(3, dtype=torch.bool)}, ValueError, r"shape \(2,\), got \(3,\)"),
+        (
+            {"a": torch.ones(3, dtype=torch.bool)},
+            ValueError,
+            r"layer 'a': expected shape \(2,\), got \(3,\)",
+        ),
     ],
 )
 def test_select_checks_what_a_selector_returns(chosen, error, message):

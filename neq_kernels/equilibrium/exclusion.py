@@ -50,7 +50,7 @@ class Exclusion:
 
     def settled(self, last_linear: str | None, layers: Collection[str]) -> Exclusion:
         """With the head found in the first pass; an unconverted one is never frozen anyway."""
-        if self.patterns is not None or last_linear not in layers:
+        if self.patterns is not None or last_linear is None or last_linear not in layers:
             return self
         return replace(self, names=(last_linear,), head=last_linear)._checked(layers)
 

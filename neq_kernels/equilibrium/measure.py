@@ -32,12 +32,12 @@ class Finding:
 
     Attributes:
         state: what to carry on, or None if there is nothing the next pass could compare with.
-        compared: whether the track moved by a comparison with the last pass.
-        problem: why it did not, where that is unexpected.
+        track: where the comparison with the last pass has led, or None if there was none.
+        problem: why there was none, where that is unexpected.
     """
 
     state: LayerState | None
-    compared: bool
+    track: Track | None
     problem: str | None
 
 
@@ -97,12 +97,12 @@ def _finding(
     similarity = record.finish()
     if similarity is not None and last is not None:
         track = definition.step(last.track, similarity, momentum)
-        return Finding(LayerState(track, record.outputs), compared=True, problem=None)
+        return Finding(LayerState(track, record.outputs), track, problem=None)
     problem = record.problem
     if problem is None and digests is not None:
         problem = STARTS_OVER
     state = LayerState(definition.start(size), record.outputs) if record.outputs else None
-    return Finding(state, compared=False, problem=problem)
+    return Finding(state, None, problem)
 
 
 def kind_of(layer: NEqLayer) -> str:

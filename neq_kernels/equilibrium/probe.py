@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import ctypes
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -167,7 +168,7 @@ def _absorb(update: Callable[[bytes], None], inputs: Any) -> None:
     if isinstance(inputs, Tensor):
         update(f"tensor {inputs.dtype} {tuple(inputs.shape)}".encode())
         flat = inputs.detach().cpu().contiguous().flatten()
-        update(memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else b"")
+        update(ctypes.string_at(flat.data_ptr(), flat.nbytes))  # numpy() would need NumPy
     elif isinstance(inputs, Mapping):
         for key, value in inputs.items():
             update(f"key {key!r}".encode())

@@ -107,9 +107,7 @@ class Report:
 
 def row(name: str, layer: NEqLayer, found: Finding) -> LayerRow:
     """The row of one layer, after its active set was chosen."""
-    velocity = None
-    if found.compared and found.state:
-        velocity = found.state.track["velocity"].abs().mean().item()
+    velocity = found.track["velocity"].abs().mean().item() if found.track else None
     return LayerRow(
         name=name,
         kind=kind_of(layer),

@@ -81,24 +81,20 @@ def select(selector: Selector, scores: Mapping[str, Scores]) -> dict[str, Tensor
     """The masks `selector` chooses; TypeError or ValueError names what is wrong with them."""
     chosen = selector(scores)
     if not isinstance(chosen, Mapping) or set(chosen) != set(scores):
-        got = sorted(chosen) if isinstance(chosen, Mapping) else type(chosen).__name__
+        got = f"{sorted(chosen)}" if isinstance(chosen, Mapping) else type(chosen).__name__
         raise ValueError(
             f"selector {selector!r}: expected masks for exactly {sorted(scores)}, got {got}"
         )
     for name, mask in chosen.items():
-        expected = scores[name].velocity.shape
-        if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.device.type != "cpu":
-            got = (
-                f"{mask.dtype} on {mask.device}"
-                if isinstance(mask, Tensor)
-                else type(mask).__name__
-            )
-            raise TypeError(
-                f"selector {selector!r}, layer {name!r}: expected a bool mask on the CPU, got {got}"
-            )
-        if mask.shape != expected:
-            raise ValueError(
-                f"selector {selector!r}, layer {name!r}: expected a mask of shape "
-                f"{tuple(expected)}, got {tuple(mask.shape)}"
-            )
+        _check_mask(f"selector {selector!r}, layer {name!r}", mask, scores[name].velocity.numel())
     return dict(chosen)
+
+
+def _check_mask(whose: str, mask: Any, size: int) -> None:
+    if not isinstance(mask, Tensor):
+        raise TypeError(f"{whose}: expected a bool mask on the CPU, got {type(mask).__name__}")
+    if mask.dtype != torch.bool or mask.device.type != "cpu":
+        got = f"{mask.dtype} on {mask.device}"
+        raise TypeError(f"{whose}: expected a bool mask on the CPU, got {got}")
+    if mask.shape != (size,):
+        raise ValueError(f"{whose}: expected shape {(size,)}, got {tuple(mask.shape)}")

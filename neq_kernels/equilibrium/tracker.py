@@ -10,17 +10,17 @@ from typing import Any
 from torch import nn
 
 from neq_kernels.active import ActiveSet
-from neq_kernels.convert import converted_layers, set_active
 from neq_kernels.layer import NEqLayer
 
 from . import checkpoint
 from .exclusion import Exclusion
+from .layers import Layers
 from .measure import Finding, LayerState, kind_of, run_pass, warn_not_finite
 from .probe import Forward, Probe
 from .report import Report, row
 from .selectors import Scores, Selector, Velocity, select
 from .undisturbed import unwrapped
-from .velocity import check_momentum, get_definition
+from .velocity import Track, check_momentum, get_definition
 
 
 class Equilibrium:
@@ -38,6 +38,9 @@ class Equilibrium:
     of the batch norm behind it are two neurons. A layer that cannot be compared (it did not run,
     its output shape varies, NaN or inf in its outputs) is all active, with its reason in the
     report, and starts over.
+
+    The outputs of the measured layers for the whole probe are kept until the next update, and are
+    part of `state_dict()`: 120 MB for ResNet-32 and 50 images of 32 x 32.
 
     On several processes every one measures its own replica with its own probe, and nothing is
     exchanged: give all ranks the same probe, so that they freeze the same neurons.
@@ -57,7 +60,8 @@ class Equilibrium:
         exclude: name patterns (fnmatch) of converted layers that are neither measured nor touched.
             By default the nn.Linear that runs last in the probe: the classifier's head.
             `exclude=()` measures all.
-        forward: `forward(model, batch)` feeds a batch that needs more than the rules above.
+        forward: `forward(model, batch)` feeds a batch that needs more than the rules above; it gets
+            the model without wrappers, and the whole batch.
 
     Raises:
         TypeError: the probe, a pattern or `forward` is not what it should be.
@@ -83,9 +87,8 @@ class Equilibrium:
         self.warmup = _check_warmup(warmup)
         self._definition = get_definition(definition)
         self._probe = Probe(probe, forward)
-        self._layers = _converted(self.model)
-        self._sizes = {name: layer.size for name, layer in self._layers.items()}
-        self._exclusion = Exclusion.of(exclude, self.model, self._layers)
+        self._layers = Layers(self.model)
+        self._exclusion = Exclusion.of(exclude, self.model, self._layers.sizes)
         self._passes = 0
         self._digests: list[str] | None = None
         self._states: dict[str, LayerState] = {}
@@ -107,9 +110,12 @@ class Equilibrium:
             RuntimeError: a layer is not converted any more.
         """
         started = time.perf_counter()
+        self._layers.check()
+        excluded = self._exclusion.names
+        layers = {name: m for name, m in self._layers.live().items() if name not in excluded}
         measured = run_pass(
             self.model,
-            self._measured(),
+            layers,
             self._probe,
             self._states,
             self._digests,
@@ -118,11 +124,11 @@ class Equilibrium:
         )
         exclusion = self._exclusion
         if self._passes == 0:
-            exclusion = exclusion.settled(measured.head, self._layers)
+            exclusion = exclusion.settled(measured.head, self._layers.sizes)
         findings = {
             name: found for name, found in measured.findings.items() if name not in exclusion.names
         }
-        self._apply(self._choose(findings))
+        self._layers.activate(self._choose(findings))
         self._states = {name: found.state for name, found in findings.items() if found.state}
         self._digests, self._exclusion = measured.digests, exclusion
         self._passes += 1
@@ -148,7 +154,7 @@ class Equilibrium:
             "head": self._exclusion.head,
             "passes": self._passes,
             "digests": self._digests,
-            "layers": {name: self._active(name).mask() for name in self._layers},
+            "layers": self._layers.masks(),
             "states": {
                 name: {"track": state.track, "outputs": state.outputs}
                 for name, state in self._states.items()
@@ -168,13 +174,14 @@ class Equilibrium:
             state,
             definition=self.definition,
             exclude=self._exclusion.patterns,
-            sizes=self._sizes,
+            sizes=self._layers.sizes,
             selector=type(self.selector).__name__,
         )
-        if state["selector"]["state"] is not None:
-            self.selector.load_state_dict(state["selector"]["state"])
         sets = {name: ActiveSet.from_mask(mask) for name, mask in state["layers"].items()}
-        self._apply(sets)
+        load = getattr(self.selector, "load_state_dict", None)
+        if load and state["selector"]["state"] is not None:
+            load(state["selector"]["state"])
+        self._layers.activate(sets)
         self._states = {
             name: self._restored(name, saved) for name, saved in state["states"].items()
         }
@@ -185,58 +192,30 @@ class Equilibrium:
         self._ended = None
 
     def _restored(self, name: str, saved: Mapping[str, Any]) -> LayerState:
-        device = next(self._layers[name].parameters()).device
+        device = next(self.model.get_submodule(name).parameters()).device
         track = {key: value.cpu().clone() for key, value in saved["track"].items()}
         return LayerState(track, [output.to(device, copy=True) for output in saved["outputs"]])
-
-    def _measured(self) -> dict[str, NEqLayer]:
-        """The layers to measure: all but the excluded, and those found unfit at a first forward."""
-        for name, layer in self._layers.items():
-            reverted = not isinstance(layer, NEqLayer) and "_skip_reason" not in layer.__dict__
-            if reverted or self.model.get_submodule(name) is not layer:
-                raise RuntimeError(
-                    f"model: expected layer {name!r} to be converted as when the tracker was "
-                    "made, and it is not any more; make a new Equilibrium after neq.convert(model)"
-                )
-        return {
-            name: layer
-            for name, layer in self._layers.items()
-            if name not in self._exclusion.names and isinstance(layer, NEqLayer)
-        }
-
-    def _active(self, name: str) -> ActiveSet:
-        layer = self._layers[name]
-        return layer.active if isinstance(layer, NEqLayer) else ActiveSet.full(self._sizes[name])
-
-    def _apply(self, sets: Mapping[str, ActiveSet]) -> None:
-        """Set what differs, all or nothing; a graph made with a set that stays remains valid."""
-        changed = {
-            name: active
-            for name, active in sets.items()
-            if isinstance(self._layers[name], NEqLayer) and active != self._active(name)
-        }
-        set_active(self.model, changed)
 
     def _choose(self, findings: Mapping[str, Finding]) -> dict[str, ActiveSet]:
         """The sets until the next update: full in the warm-up and where nothing was compared."""
         if self._passes == 0:
             return {}
-        sets = {name: ActiveSet.full(self._sizes[name]) for name in findings}
+        layers = self._layers.live()
+        sets = {name: ActiveSet.full(layers[name].size) for name in findings}
         if self._passes > self.warmup:
             scores = {
-                name: self._scores(name, found.state)
+                name: self._scores(layers[name], found.track)
                 for name, found in findings.items()
-                if found.compared and found.state
+                if found.track
             }
             masks = select(self.selector, scores)
             sets.update({name: ActiveSet.from_mask(mask) for name, mask in masks.items()})
         return sets
 
-    def _scores(self, name: str, state: LayerState) -> Scores:
-        layer = self._layers[name]
+    def _scores(self, layer: NEqLayer, track: Track) -> Scores:
         return Scores(
-            velocity=state.track["velocity"],
-            similarity=state.track["similarity"],
+            velocity=track["velocity"].clone(),
+            similarity=track["similarity"].clone(),
             active=layer.active.mask(),
             parameters=sum(p.numel() for _, p, _ in layer.neuron_parameters()) // layer.size,
             kind=kind_of(layer),
@@ -246,25 +225,16 @@ class Equilibrium:
     def _report(self, findings: Mapping[str, Finding], started: float) -> Report:
         now, before = time.perf_counter(), self._ended
         self._ended = now
+        layers = self._layers.live()
         return Report(
             epoch=self.epoch,
-            layers=tuple(row(name, self._layers[name], found) for name, found in findings.items()),
+            layers=tuple(row(name, layers[name], found) for name, found in findings.items()),
             excluded=self._exclusion.names,
             head=self._exclusion.head,
             warming_up=0 < self.epoch <= self.warmup,
             seconds=now - started,
             share=None if before is None else (now - started) / (now - before),
         )
-
-
-def _converted(model: nn.Module) -> dict[str, NEqLayer]:
-    layers = converted_layers(model)
-    if not layers:
-        raise ValueError(
-            f"model: expected converted layers, got {type(model).__name__} without any; "
-            "call neq.convert(model) first"
-        )
-    return dict(layers)
 
 
 def _check_warmup(warmup: int) -> int:

@@ -111,6 +111,6 @@ def unwrapped(model: nn.Module) -> nn.Module:
         if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
             model = model.module
         elif "_orig_mod" in model._modules:
-            model = model._modules["_orig_mod"]
+            model = model.get_submodule("_orig_mod")
         else:
             return model
