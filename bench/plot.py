@@ -62,14 +62,9 @@ def draw(layers: Mapping[str, Speedups], active: float, path: Path) -> None:
         figure = Figure(figsize=(12, 2.2 + 0.32 * len(ordered)), layout="constrained")
         axes = figure.subplots()
         for provider, (color, marker, label) in SERIES.items():
-            points = [
-                (float(p[provider]["speedup"]), y)
-                for y, (_, p) in enumerate(ordered)
-                if provider in p
-            ]
-            axes.scatter(
-                *zip(*points, strict=True), color=color, marker=marker, label=label, zorder=3
-            )
+            at = [y for y, (_, providers) in enumerate(ordered) if provider in providers]
+            speedups = [float(ordered[y][1][provider]["speedup"]) for y in at]
+            axes.scatter(speedups, at, color=color, marker=marker, label=label, zorder=3)
         _ceilings(axes, [providers for _, providers in ordered])
         axes.axvline(1, color="black", linewidth=1)
         axes.set_xscale("log", base=2)
