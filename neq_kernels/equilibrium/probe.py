@@ -145,9 +145,7 @@ def move(inputs: Any, device: torch.device) -> Any:
     if isinstance(inputs, Tensor):
         return inputs.to(device)
     if hasattr(inputs, "to"):
-        return copy.copy(inputs).to(
-            device
-        )  # a copy, as batches of transformers and PyG move in place
+        return copy.copy(inputs).to(device)  # transformers' batches would move in place
     if isinstance(inputs, Mapping):
         return {key: move(value, device) for key, value in inputs.items()}
     if isinstance(inputs, tuple) and hasattr(inputs, "_fields"):
@@ -158,7 +156,10 @@ def move(inputs: Any, device: torch.device) -> Any:
 
 
 def digest(inputs: Any) -> str:
-    """A checksum of every tensor (bytes, dtype and shape), array, number and string in `inputs`."""
+    """A checksum of every tensor (bytes, dtype and shape), array, number and string in `inputs`.
+
+    Objects of other types do not count, so a change in them goes unseen.
+    """
     state = hashlib.blake2b(digest_size=16)
     _absorb(state.update, inputs)
     return state.hexdigest()

@@ -10,9 +10,8 @@ from neq_kernels.layer import NEqLayer
 from .measure import Finding, kind_of
 
 MAX_ROWS = 40
-NAME_WIDTH = 34
 LINE_WIDTH = 100
-HEADER = f"{'layer':{NAME_WIDTH}} {'kind':14} {'neurons':>8} {'frozen':>8} {'share':>7} mean |v|"
+NAME_WIDTH = 50
 
 
 @dataclass(frozen=True)
@@ -68,20 +67,23 @@ class Report:
     @property
     def frozen_share(self) -> float:
         """Frozen neurons as a share of the measured ones, 0 to 1."""
-        return self.frozen / self.neurons
+        return self.frozen / self.neurons if self.neurons else 0.0
 
     def __str__(self) -> str:
         return self.table()
 
     def table(self, max_rows: int = MAX_ROWS) -> str:
         """The report as text; beyond `max_rows`, layers are summed up by how their names begin."""
+        rows = summarise(self.layers, max_rows)
+        width = min(NAME_WIDTH, max((len(row.name) for row in rows), default=0))
         lines = [
             self._title(),
-            HEADER,
+            f"{'layer':{width}} {'kind':14} {'neurons':>8} {'frozen':>8} {'share':>7} mean |v|",
+            *(_line(row, width) for row in rows),
+            *_reasons(self.layers),
+            *self._footer(),
         ]
-        lines += [_line(row) for row in summarise(self.layers, max_rows)]
-        lines += _reasons(self.layers, max_rows)
-        return "\n".join(lines + self._footer())
+        return "\n".join(lines)
 
     def _title(self) -> str:
         title = (
@@ -95,14 +97,12 @@ class Report:
     def _footer(self) -> list[str]:
         lines = []
         if self.excluded:
-            names = [
-                f"{name} (the last Linear)" if name == self.head else name for name in self.excluded
-            ]
-            lines.append(_shorten("Not measured: " + ", ".join(names), LINE_WIDTH))
-        since = (
-            "" if self.share is None else f", {self.share:.1%} of the time since the last update"
-        )
-        return [*lines, f"Probe: {self.seconds:.3g} s{since}"]
+            names = [n + " (the last Linear)" if n == self.head else n for n in self.excluded]
+            lines.append(_shorten("Not measured: " + ", ".join(names)))
+        spent = f"Probe: {self.seconds:.3g} s"
+        if self.share is not None:
+            spent += f", {self.share:.1%} of the time since the last update"
+        return [*lines, spent]
 
 
 def row(name: str, layer: NEqLayer, found: Finding) -> LayerRow:
@@ -155,22 +155,22 @@ def _sum(name: str, rows: list[LayerRow]) -> LayerRow:
     )
 
 
-def _line(row: LayerRow) -> str:
+def _line(row: LayerRow, width: int) -> str:
     velocity = "-" if row.velocity is None else f"{row.velocity:.2e}"
     share = f"{row.frozen / row.neurons:.1%}"
-    name = _shorten(row.name, NAME_WIDTH)
-    return f"{name:{NAME_WIDTH}} {row.kind:14} {row.neurons:8} {row.frozen:8} {share:>7} {velocity}"
+    # Of a long name, the end tells more.
+    name = row.name if len(row.name) <= width else "..." + row.name[3 - width :]
+    return f"{name:{width}} {row.kind:14} {row.neurons:8} {row.frozen:8} {share:>7} {velocity}"
 
 
-def _reasons(rows: tuple[LayerRow, ...], max_rows: int) -> list[str]:
+def _reasons(rows: tuple[LayerRow, ...]) -> list[str]:
     """Why layers are active regardless, layers of one reason together."""
     names: dict[str, list[str]] = defaultdict(list)
     for row in rows:
         if row.reason:
             names[row.reason].append(row.name)
-    lines = [f"Active, {reason}: {', '.join(layers)}" for reason, layers in names.items()]
-    return [_shorten(line, LINE_WIDTH) for line in lines[:max_rows]]
+    return [_shorten(f"Active, {reason}: {', '.join(layers)}") for reason, layers in names.items()]
 
 
-def _shorten(text: str, width: int) -> str:
-    return text if len(text) <= width else text[: width - 3] + "..."
+def _shorten(line: str) -> str:
+    return line if len(line) <= LINE_WIDTH else line[: LINE_WIDTH - 3] + "..."
