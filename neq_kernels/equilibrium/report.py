@@ -11,7 +11,7 @@ from .measure import Finding, kind_of
 
 MAX_ROWS = 40
 LINE_WIDTH = 100
-NAME_WIDTH = 50
+NAME_WIDTH = 48
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Report:
         width = min(NAME_WIDTH, max((len(row.name) for row in rows), default=0))
         lines = [
             self._title(),
-            f"{'layer':{width}} {'kind':14} {'neurons':>8} {'frozen':>8} {'share':>7} mean |v|",
+            f"{'layer':{width}} {'kind':16} {'neurons':>8} {'frozen':>8} {'share':>7} mean |v|",
             *(_line(row, width) for row in rows),
             *_reasons(self.layers),
             *self._footer(),
@@ -160,7 +160,7 @@ def _line(row: LayerRow, width: int) -> str:
     share = f"{row.frozen / row.neurons:.1%}"
     # Of a long name, the end tells more.
     name = row.name if len(row.name) <= width else "..." + row.name[3 - width :]
-    return f"{name:{width}} {row.kind:14} {row.neurons:8} {row.frozen:8} {share:>7} {velocity}"
+    return f"{name:{width}} {row.kind:16} {row.neurons:8} {row.frozen:8} {share:>7} {velocity}"
 
 
 def _reasons(rows: tuple[LayerRow, ...]) -> list[str]:
