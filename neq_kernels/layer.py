@@ -142,15 +142,16 @@ class NEqLayer(nn.Module):
         """How this forward meets its set: "plain" where torch's own layer does the same thing,
         "detached" where no gradient is wanted, "masked" under torch.func's transforms, else one of
         the modes of :mod:`neq_kernels.autograd`."""
+        compiling = torch.compiler.is_compiling()
+        # Compiled code must not look at the set: a guard on it would recompile at every change.
+        if not torch.is_grad_enabled() or (not compiling and self._active.is_full):
+            return "plain"
         bias = getattr(self, "bias", None)
         trains = self.weight.requires_grad or (bias is not None and bias.requires_grad)
-        limits = self._propagate == "active" and x.requires_grad
-        if not torch.is_grad_enabled() or not (trains or limits):
+        if not trains and not (self._propagate == "active" and x.requires_grad):
             return "plain"
-        if torch.compiler.is_compiling():
+        if compiling:
             return "opaque"
-        if self._active.is_full:
-            return "plain"
         if torch._C._are_functorch_transforms_active():
             return "masked"
         if not self._active.is_empty:
