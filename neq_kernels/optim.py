@@ -20,44 +20,25 @@ from neq_kernels.active import ActiveSet
 from neq_kernels.layer import NEqLayer
 
 State = Literal["hold", "reference", "keep"]
-Policy = Literal["zero", "hold", "average", "leave"]
+Policy = Literal["zero", "hold", "keep", "average", "leave"]
+
+_NAMES: dict[Policy, str] = {
+    "zero": "exp_avg momentum_buffer prev",
+    "hold": "acc_delta col_var exp_avg_sq exp_inf grad_avg max_exp_avg_sq row_var square_avg "
+    "step_size sum variance",
+    "average": "ax",
+    "leave": "eta mu mu_product step "
+    "H_diag al d func_evals n_iter old_dirs old_stps prev_flat_grad prev_loss ro t",
+}
 
 #: What becomes of a frozen neuron's part of each state of torch's optimizers under state="hold".
 #: zero: it carries motion on, so it restarts. hold: it scales steps. average: a mean of the
-#: parameter. leave: one number for the whole tensor, or a mixture of all of them.
-#: An unknown name is held: then nothing about a frozen neuron changes.
-STATE_POLICY: dict[str, Policy] = {
-    "exp_avg": "zero",
-    "momentum_buffer": "zero",
-    "prev": "zero",
-    "acc_delta": "hold",
-    "col_var": "hold",
-    "exp_avg_sq": "hold",
-    "exp_inf": "hold",
-    "grad_avg": "hold",
-    "max_exp_avg_sq": "hold",
-    "row_var": "hold",
-    "square_avg": "hold",
-    "step_size": "hold",
-    "sum": "hold",
-    "variance": "hold",
-    "ax": "average",
-    "eta": "leave",
-    "mu": "leave",
-    "mu_product": "leave",
-    "step": "leave",
-    "H_diag": "leave",
-    "al": "leave",
-    "d": "leave",
-    "func_evals": "leave",
-    "n_iter": "leave",
-    "old_dirs": "leave",
-    "old_stps": "leave",
-    "prev_flat_grad": "leave",
-    "prev_loss": "leave",
-    "ro": "leave",
-    "t": "leave",
-}
+#: parameter. leave: one number for the whole tensor, or a mixture of all. Unknown names are held:
+#: then nothing about a frozen neuron changes. (keep is what state="keep" makes of zero.)
+STATE_POLICY = {name: policy for policy, names in _NAMES.items() for name in names.split()}
+
+# Where accelerate and Lightning keep the optimizer they wrap, and ZeroRedundancyOptimizer its own.
+_HOLDERS = "optimizer", "optim"
 
 _protections: WeakKeyDictionary[Optimizer, WeakSet[Protection]] = WeakKeyDictionary()
 
@@ -71,7 +52,7 @@ def protect(optimizer: Any, model: nn.Module, *, state: State = "hold") -> Prote
 
     Args:
         optimizer: a :class:`torch.optim.Optimizer`, or a wrapper that holds one, at any depth, in
-            its attribute ``optimizer`` (accelerate, Lightning).
+            its attribute ``optimizer`` or ``optim`` (accelerate, Lightning, ZeRO).
         model: the model whose parameters it steps, or a part of it.
         state: what becomes of the optimizer's state of a frozen neuron.
             ``"hold"``: momentum (SGD's ``momentum_buffer``, Adam's ``exp_avg``) restarts at zero on
@@ -133,6 +114,7 @@ class Protection:
         # Both hold what the last step met. Sets are immutable: identity says whether one changed.
         self._rows: dict[tuple[int, int], _Rows] = {}
         self._restarted: dict[Tensor, _Rows] = {}
+        self._policies, self._default = _policies(state)
         self._skips_missing = type(optimizer).__module__.startswith("torch.optim.")
         self._handles = [
             optimizer.register_step_pre_hook(self._before),
@@ -160,14 +142,13 @@ class Protection:
         for parameter, rows in self._frozen(optimizer):
             held = {}
             moves = all_move or parameter.grad is not None
-            for name, tensor in _neuron_state(optimizer, parameter, rows):
-                policy = self._policy(name)
+            for name, policy, tensor in self._states(optimizer, parameter, rows):
                 if policy == "zero":
                     # Once per set, not per step: without a gradient nobody writes to it again.
                     if self._restarted.get(tensor) is not rows:
                         rows.zero(tensor)
                     restarted[tensor] = rows
-                elif moves and policy != "leave":
+                elif moves:
                     held[name] = rows.read(tensor)
             if moves:
                 self._saved.append(_Saved(parameter, rows, rows.read(parameter), held))
@@ -177,23 +158,29 @@ class Protection:
     def _after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         for parameter, rows, values, held in self._saved:
             rows.write(parameter, values)
-            for name, tensor in _neuron_state(optimizer, parameter, rows):
-                policy = STATE_POLICY.get(name)
+            for name, policy, tensor in self._states(optimizer, parameter, rows):
                 if name in held:
                     rows.write(tensor, held[name])
-                elif policy == "zero":
+                elif policy in ("zero", "keep"):
                     rows.zero(tensor)
                 elif policy == "average":
                     rows.write(tensor, values)
         self._saved.clear()
 
-    def _policy(self, name: str) -> Policy:
-        policy = STATE_POLICY.get(name, "hold")
-        if policy == "zero" and self.state == "keep":
-            return "hold"
-        if policy == "hold" and self.state == "reference":
-            return "leave"
-        return policy
+    def _states(
+        self, optimizer: Optimizer, parameter: nn.Parameter, rows: _Rows
+    ) -> Iterator[tuple[str, Policy, Tensor]]:
+        """The states of ``parameter`` to see to: those with a slice of its own for each neuron."""
+        for name, value in optimizer.state.get(parameter, {}).items():
+            policy = self._policies.get(name, self._default)
+            if (
+                policy != "leave"
+                and isinstance(value, Tensor)
+                and value.is_floating_point()
+                and value.dim() == parameter.dim()
+                and value.size(rows.dim) == rows.active.size
+            ):
+                yield name, policy, value
 
     def _frozen(self, optimizer: Optimizer) -> list[tuple[nn.Parameter, _Rows]]:
         """Each parameter of ``optimizer`` that has frozen neurons now, with their rows."""
@@ -253,18 +240,15 @@ class _Saved(NamedTuple):
     held: dict[str, Tensor]
 
 
-def _neuron_state(
-    optimizer: Optimizer, parameter: nn.Parameter, rows: _Rows
-) -> Iterator[tuple[str, Tensor]]:
-    """The states of ``parameter`` in which each neuron has a slice of its own, by name."""
-    for name, value in optimizer.state.get(parameter, {}).items():
-        if (
-            isinstance(value, Tensor)
-            and value.is_floating_point()
-            and value.dim() == parameter.dim()
-            and value.size(rows.dim) == rows.active.size
-        ):
-            yield name, value
+def _policies(state: State) -> tuple[dict[str, Policy], Policy]:
+    """STATE_POLICY as ``state`` has it, and the policy of names it does not know."""
+    changed: dict[Policy, Policy] = {}
+    if state == "reference":
+        changed = {"hold": "leave"}
+    elif state == "keep":
+        changed = {"zero": "keep"}
+    policies = {name: changed.get(policy, policy) for name, policy in STATE_POLICY.items()}
+    return policies, changed.get("hold", "hold")
 
 
 def _owned(optimizer: Optimizer) -> set[int]:
@@ -276,16 +260,17 @@ def _overlap(a: nn.Module, b: nn.Module) -> bool:
 
 
 def _unwrap(optimizer: Any) -> Optimizer:
-    """The innermost optimizer: wrappers, some of them Optimizers too, hold it in ``optimizer``."""
+    """The innermost optimizer, whose step does the work; wrappers may be Optimizers too."""
     inner = optimizer
     for _ in range(16):
-        held = getattr(inner, "optimizer", None)
-        if held is None or held is inner:
+        held = [getattr(inner, name) for name in _HOLDERS if getattr(inner, name, None) is not None]
+        if not held:
             break
-        inner = held
+        inner = held[0]
     if not isinstance(inner, Optimizer):
         raise TypeError(
             "optimizer: expected a torch.optim.Optimizer, or an object that holds one in its "
-            f"attribute 'optimizer', got {type(optimizer).__name__}; pass the optimizer itself"
+            f"attribute 'optimizer' or 'optim', got {type(optimizer).__name__}; "
+            "pass the optimizer itself"
         )
     return inner

@@ -307,6 +307,26 @@ def test_wrapped_optimizers(wrap):
         neq.protect(optimizer, model)
 
 
+def test_zero_redundancy_optimizer(tmp_path):
+    zero = pytest.importorskip("torch.distributed.optim").ZeroRedundancyOptimizer
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        model = neq.convert(make())
+        optimizer = zero(
+            model.parameters(), torch.optim.SGD, lr=0.1, momentum=0.9, weight_decay=0.1
+        )
+        neq.protect(optimizer, model)
+        train(model, optimizer)
+        rows = freeze(model)
+        before = parameters(model[0])
+        train(model, optimizer)
+        assert_held(model[0], before, rows)
+        assert not optimizer.optim.state[model[0].weight]["momentum_buffer"][rows].any()
+    finally:
+        torch.distributed.destroy_process_group()
+
+
 def test_state_dict_round_trip():
     model = neq.convert(make())
     optimizer = adam(model)
