@@ -82,6 +82,17 @@ def test_exclusion_by_name(exclude, measured):
     assert frozen(model)["head"] == (2 if "head" in measured else 1)
 
 
+def test_excluded_layers_are_not_recorded():
+    model, tracker = make(exclude=["norm"])
+    hooks = []
+    model.norm.register_forward_pre_hook(lambda m, x: hooks.append(len(m._forward_hooks)))
+    model.body.register_forward_pre_hook(lambda m, x: hooks.append(len(m._forward_hooks)))
+    tracker.update(), tracker.update()
+    body, norm = hooks[-2:]
+    assert body == 1
+    assert norm == 0
+
+
 @pytest.mark.parametrize(
     ("exclude", "error", "message"),
     [

@@ -70,7 +70,8 @@ def test_compiled_models_are_measured_in_eager(compiled, run_before, expected):
     assert got[0][2] == 3
 
 
-def test_measuring_recompiles_nothing():
+@pytest.mark.parametrize("in_place", [False, True])
+def test_measuring_recompiles_nothing(in_place):
     compilations = []
 
     def backend(graph, inputs):
@@ -78,8 +79,11 @@ def test_measuring_recompiles_nothing():
         return graph.forward
 
     torch._dynamo.reset()
-    inner = net()
-    model = torch.compile(inner, backend=backend, fullgraph=True)
+    model = inner = net()
+    if in_place:
+        model.compile(backend=backend, fullgraph=True)
+    else:
+        model = torch.compile(inner, backend=backend, fullgraph=True)
     model(X)
     once = len(compilations)
     tracker = Equilibrium(model, [X], warmup=0)

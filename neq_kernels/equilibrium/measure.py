@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -71,15 +72,15 @@ def run_pass(
         )
         for name, layer in layers.items()
     }
-    finder = HeadFinder()
+    finder, first = HeadFinder(), digests is None
     device = next(model.parameters()).device
     with undisturbed(model, probe.generators()):
-        with recording(records, model), finding_head(finder, model):
+        with recording(records, model), finding_head(finder, model) if first else nullcontext():
             seen = probe.run(model, device, digests)
-        if digests is None:
+        if first:
             probe.check_repeatable(seen)
     findings = {
-        name: _finding(record, layers[name].size, last.get(name), digests, definition, momentum)
+        name: _finding(record, layers[name].size, last.get(name), first, definition, momentum)
         for name, record in records.items()
         if isinstance(layers[name], NEqLayer)  # a first forward may find one unfit and revert it
     }
@@ -90,7 +91,7 @@ def _finding(
     record: LayerRecord,
     size: int,
     last: LayerState | None,
-    digests: list[str] | None,
+    first: bool,
     definition: Definition,
     momentum: float,
 ) -> Finding:
@@ -98,9 +99,7 @@ def _finding(
     if similarity is not None and last is not None:
         track = definition.step(last.track, similarity, momentum)
         return Finding(LayerState(track, record.outputs), track, problem=None)
-    problem = record.problem
-    if problem is None and digests is not None:
-        problem = STARTS_OVER
+    problem = record.problem or (None if first else STARTS_OVER)
     state = LayerState(definition.start(size), record.outputs) if record.outputs else None
     return Finding(state, None, problem)
 

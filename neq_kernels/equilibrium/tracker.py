@@ -50,7 +50,8 @@ class Equilibrium:
             DistributedDataParallel.
         probe: batches that are the same at every pass, such as an unshuffled DataLoader or a list.
             Of a tuple or list the first item goes to the model, a mapping goes as keywords; tensors
-            are moved to the model's device.
+            are moved to the model's device. The first update iterates over it twice, to refuse one
+            that shuffles before any training.
         selector: which neurons train until the next update; see `neq_kernels.selectors`.
         momentum: mu in [0, 1); the paper's bound, and choice, is 0.5.
         definition: which published definition of equilibrium: "paper".
@@ -106,7 +107,9 @@ class Equilibrium:
             What was found, per layer; prints as a table.
 
         Raises:
-            ValueError: the probe is empty, or its batches are not those of the last pass.
+            ValueError: the probe is empty, its batches are not those of the last pass, or the
+                selector's masks do not fit.
+            TypeError: the selector gives something else than bool masks on the CPU.
             RuntimeError: a layer is not converted any more.
         """
         started = time.perf_counter()

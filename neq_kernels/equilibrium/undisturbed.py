@@ -96,8 +96,7 @@ def _plain_forward() -> Iterator[None]:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         try:
             torch.backends.mha.set_fastpath_enabled(False)
-            # Weights cast here would be cached without a gradient, and training inside the same
-            # autocast would reuse them.
+            # Inside one autocast, its cache goes on giving the weights of before the last step.
             torch.set_autocast_cache_enabled(False)
             yield
         finally:
