@@ -4,92 +4,19 @@ The reducer waits for every parameter, so that a layer that gives it none shows 
 next forward. No test here asks for find_unused_parameters.
 """
 
-import traceback
 from collections import namedtuple
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from datetime import timedelta
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
+from ranks import Ranks
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 import neq_kernels as neq
 from neq_kernels.convert import converted_layers
-
-WAIT = 40
-
-
-def serve(rank, store, tasks, results):
-    """A rank: runs the functions it is sent, until it is sent None or one of them fails."""
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{store}",
-        rank=rank,
-        world_size=2,
-        timeout=timedelta(seconds=15),
-    )
-    while (task := tasks.get()) is not None:
-        function, arguments = task
-        try:
-            results.put((rank, function(rank, *arguments), None))
-        except Exception:
-            results.put((rank, None, traceback.format_exc()))
-
-
-class Ranks:
-    """Two processes kept between tests, for starting them takes most of the time."""
-
-    def __init__(self, folder):
-        self.folder = folder
-        self.processes = []
-        self.started = 0
-
-    def start(self):
-        context = mp.get_context("spawn")
-        self.results = context.Queue()
-        self.tasks = [context.SimpleQueue() for _ in range(2)]
-        self.processes = [
-            context.Process(
-                target=serve,
-                args=(rank, self.folder / f"store{self.started}", self.tasks[rank], self.results),
-                daemon=True,
-            )
-            for rank in range(2)
-        ]
-        self.started += 1
-        for process in self.processes:
-            process.start()
-
-    def stop(self):
-        for process in self.processes:
-            process.terminate()
-            process.join()
-        self.processes = []
-
-    def run(self, function, *arguments):
-        """What ``function(rank, *arguments)`` returns on both ranks."""
-        if not self.processes:
-            self.start()
-        for tasks in self.tasks:
-            tasks.put((function, arguments))
-        answers = {}
-        try:
-            for _ in range(2):
-                rank, answer, error = self.results.get(timeout=WAIT)
-                if error:
-                    raise AssertionError(f"rank {rank}: {error}")
-                answers[rank] = answer
-        except BaseException:
-            # After a failure the ranks are at different points.
-            self.stop()
-            raise
-        return answers[0], answers[1]
 
 
 @pytest.fixture(scope="module")
@@ -241,9 +168,14 @@ def test_layers_and_prefixes_freeze_and_thaw(ranks, kind, propagate):
 
 
 @pytest.mark.parametrize("propagate", ["all", "active"])
-@pytest.mark.parametrize("kind", ["checkpointed", "reentrant"])
-def test_checkpointed_blocks_freeze_and_thaw(ranks, kind, propagate):
-    assert_trained_right(ranks, kind, propagate)
+def test_checkpointed_blocks_freeze_and_thaw(ranks, propagate):
+    assert_trained_right(ranks, "checkpointed", propagate)
+
+
+def test_reentrant_checkpoints_freeze_and_thaw(ranks):
+    """They need an input with a gradient, so that the layer before them must not freeze whole."""
+    steps = [{name: sets[name] for name in sets if name != "first"} for sets in script("reentrant")]
+    assert_trained_right(ranks, "reentrant", steps=steps)
 
 
 def test_gradients_as_views_of_the_buckets(ranks):
