@@ -74,8 +74,8 @@ class _NEqConvNd(NEqLayer, nn.modules.conv._ConvNd):
             return F.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode), none
         if self.padding == "valid":
             return x, none
-        if self.padding != "same":
-            return x, tuple(self.padding)
+        if not isinstance(self.padding, str):
+            return x, self.padding
         totals = [d * (k - 1) for d, k in zip(self.dilation, self.kernel_size, strict=True)]
         # An even kernel needs one more zero at the end than at the beginning.
         extra = [side for total in reversed(totals) for side in (0, total % 2)]
