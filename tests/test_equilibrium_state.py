@@ -141,6 +141,7 @@ def spoil(state):
     [
         (net(4), {}, broken(), "expected 4 neurons in layer '0', got 6; load the state into"),
         (OTHER, {}, broken(), r"without \[\] and with the unknown \['3', '4', '7'\]"),
+        (nn.Sequential(*net(), nn.LayerNorm(10)), {}, broken(), r"without \['8'\] and .* \[\]"),
         (nn.Sequential(net(), nn.Linear(10, 2)), {}, broken(), r"without \['0.0', '0.1'"),
         (net(), {"exclude": "7"}, broken(), r"exclude=\['7'\] as in .* got exclude=None"),
         (net(), {"selector": Counting()}, broken(), "selector='Counting' .* selector='Velocity'"),
