@@ -85,7 +85,7 @@ class _Watch:
         for layer in layers:
             layer.__dict__["_flops"] = 0
             self.handles += (
-                layer.register_forward_pre_hook(self._enter_layer),
+                layer.register_forward_pre_hook(self.enter_layer),
                 layer.register_forward_hook(self._leave_layer, always_call=True),
             )
         self.stack = ExitStack()
@@ -97,7 +97,7 @@ class _Watch:
         for handle in self.handles:
             handle.remove()
 
-    def _enter_layer(self, layer: nn.Module, inputs: Any) -> None:
+    def enter_layer(self, layer: nn.Module, inputs: Any) -> None:
         self.products.running.append(layer)
         self.before.append(self.flops.total)
 
@@ -119,7 +119,10 @@ def before_forward(model: nn.Module, inputs: Any) -> None:
     # Under these modes a compiled submodule would be compiled for a state that never returns.
     if any(m._compiled_call_impl is not None for m in model.modules()):
         return
-    _watches[model] = _Watch(model)
+    watched = _watches[model] = _Watch(model)
+    if isinstance(model, NEqLayer):
+        # The model's own hooks are being called already: the one just registered is too late.
+        watched.enter_layer(model, inputs)
 
 
 def after_forward(model: nn.Module, inputs: Any, output: Any) -> None:

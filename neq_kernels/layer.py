@@ -68,7 +68,7 @@ class NEqLayer(nn.Module):
 
     def neuron_parameters(self) -> list[tuple[str, nn.Parameter, int]]:
         """(name, parameter, dimension that counts neurons) of each parameter made of neurons."""
-        named = ((name, getattr(self, name)) for name in ("weight", "bias"))
+        named = ((name, getattr(self, name, None)) for name in ("weight", "bias"))
         return [
             (name, p, self._neuron_dim(name)) for name, p in named if isinstance(p, nn.Parameter)
         ]
@@ -159,7 +159,7 @@ class NEqLayer(nn.Module):
         if not x.requires_grad:
             return "detached"
         if self._propagate == "active":
-            return "cut" if inside_ddp() else "detached"
+            return "cut" if distributed() else "detached"
         return "none"
 
     def forward(self, x: Tensor) -> Tensor:
@@ -219,9 +219,8 @@ def cast_for_autocast(x: Tensor, *parameters: Tensor | None) -> tuple[Any, ...]:
     )
 
 
-def inside_ddp() -> bool:
-    """Whether the forward of a DistributedDataParallel is running: its reducer waits for every
-    parameter, so that layers without a gradient must answer it."""
-    if not torch.distributed.is_available():
-        return False
-    return nn.parallel.DistributedDataParallel._active_ddp_module is not None
+def distributed() -> bool:
+    """Whether processes train together: a reducer may then wait for every parameter, and layers
+    without a gradient must answer it. Not asked of DDP itself, whose forward is over when a root
+    hook or a checkpoint's recomputation runs."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()

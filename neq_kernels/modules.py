@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from neq_kernels.autograd import ConvFunction, LinearFunction, MaskFunction
-from neq_kernels.layer import NEqLayer, inside_ddp
+from neq_kernels.layer import NEqLayer, distributed
 
 
 class NEqLinear(NEqLayer, nn.Linear):
@@ -118,7 +118,7 @@ class _NEqNorm(NEqLayer):
             return self._mask_rows(parameter, name)
         if not self._active.is_empty:
             return MaskFunction.apply(parameter, self._mask)
-        if x.requires_grad and inside_ddp():
+        if x.requires_grad and distributed():
             return MaskFunction.apply(parameter, None)
         return parameter.detach()
 

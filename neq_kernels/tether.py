@@ -8,7 +8,8 @@ backward below.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields, is_dataclass, replace
+from copy import copy
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.utils._pytree import tree_leaves
 
-from neq_kernels.layer import NEqLayer, inside_ddp
+from neq_kernels.layer import NEqLayer, distributed
 
 
 class Tether(Function):
@@ -37,7 +38,7 @@ class Tether(Function):
 
 def after_forward(model: nn.Module, inputs: Any, output: Any) -> Any:
     """Forward hook of a converted model: the tethered output under DDP, else no change."""
-    if torch.compiler.is_compiling() or not torch.is_grad_enabled() or not inside_ddp():
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled() or not distributed():
         return None
     parameters = [
         parameter
@@ -70,6 +71,9 @@ def _map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(value, list | tuple):
         return type(value)(_map_tensors(item, function) for item in value)
     if is_dataclass(value) and not isinstance(value, type):
-        items = {f.name: _map_tensors(getattr(value, f.name), function) for f in fields(value)}
-        return replace(value, **items)
+        made = copy(value)
+        for name in (field.name for field in fields(value)):
+            # Frozen dataclasses, and fields that __init__ does not take, are set this way only.
+            object.__setattr__(made, name, _map_tensors(getattr(value, name), function))
+        return made
     return value
