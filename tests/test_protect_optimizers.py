@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from protect_net import one_thread  # noqa: F401
 from torch import nn
 from torch.optim import Optimizer
 
@@ -64,15 +65,6 @@ VARIANTS = [
 ]
 WITH_ROWS = [variant for variant in VARIANTS if variant.values[0] != "LBFGS"]
 ELEMENTWISE = [variant for variant in VARIANTS if variant.values[0] not in COUPLING]
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """On tensors this small, threads only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def make(name, options):
