@@ -25,6 +25,7 @@ constexpr int64_t kMaxBlocks = 64;
 constexpr int64_t kBlockBytes = 64 << 10;
 constexpr int64_t kRowChunkBytes = 16 << 10;
 constexpr int64_t kStridedRun = 64;
+constexpr int64_t kPrefetchBytes = 2048;
 
 enum class Walk { kPlanes, kRows, kStrided };
 
@@ -57,6 +58,8 @@ int64_t element_bytes(neq_dtype dtype) noexcept {
 }
 
 int64_t divide_up(int64_t a, int64_t b) noexcept { return (a + b - 1) / b; }
+
+int64_t padded(int64_t width) noexcept { return divide_up(width, kSumLanes) * kSumLanes; }
 
 // Where block `block` of `blocks` starts in [0, total).
 int64_t block_start(int64_t block, int64_t blocks, int64_t total) noexcept {
@@ -274,23 +277,32 @@ const Kernels& kernels(neq_dtype dtype) noexcept {
   return scalar_kernels(dtype);
 }
 
-// Cuts the active channels into groups, at most one per channel. What would spill over the end of
-// the row is left to the tail.
-int64_t plan_groups(const int32_t* index, int64_t count, int64_t width, int64_t channels,
-                    int64_t lanes, Group* groups, int64_t* tail) noexcept {
-  *tail = 0;
-  if (lanes == 0 || channels < lanes) return 0;
+// Cuts the active channels into groups, at most one per channel; none where they lie too far apart.
+void plan_groups(const Kernels& kernels, int64_t channels, Group* groups, RowPlan* plan) noexcept {
+  const int64_t lanes = kernels.lanes;
+  if (lanes == 0 || channels < lanes) return;
   int64_t found = 0;
-  int64_t i = 0;
-  while (i < count) {
-    const int64_t source = std::min<int64_t>(index[i] / lanes * lanes, channels - lanes);
-    if (i + lanes > width) break;
-    Group group = {static_cast<int32_t>(source), static_cast<int32_t>(i), 0};
-    for (; i < count && index[i] < source + lanes; ++i) group.lanes |= 1u << (index[i] - source);
-    groups[found++] = group;
+  for (int64_t i = 0; i < plan->count;) {
+    const int64_t source = std::min<int64_t>(plan->index[i] / lanes * lanes, channels - lanes);
+    const int64_t start = i;
+    uint32_t active = 0;
+    for (; i < plan->count && plan->index[i] < source + lanes; ++i) {
+      active |= 1u << (plan->index[i] - source);
+    }
+    const uint32_t low = active & ((1u << lanes / 2) - 1);
+    const int64_t middle = start + __builtin_popcount(low);
+    groups[found++] = {static_cast<int32_t>(source), static_cast<int32_t>(start),
+                       static_cast<int32_t>(middle), active};
+    if (start + lanes <= plan->width) {
+      plan->exact_groups = found;
+      plan->tail = i;
+    }
   }
-  *tail = i;
-  return found;
+  if (plan->count < kernels.sparse * found) {
+    plan->exact_groups = plan->tail = 0;
+    return;
+  }
+  plan->group_count = found;
 }
 
 struct Job {
@@ -299,8 +311,16 @@ struct Job {
   const char* source;
   char* target;
   RowPlan plan;
-  double* partial;  // [blocks, width], null without a bias
+  double* partial;  // [blocks, padded(width)], null without a bias
 };
+
+// Inlined by force, here and below: a call that only prefetches looks like one without effect to a
+// compiler, and is dropped.
+[[gnu::always_inline]] inline void prefetch(const char* source, int64_t bytes) noexcept {
+  for (int64_t at = 0; at < std::min(bytes, kPrefetchBytes); at += 64) {
+    __builtin_prefetch(source + at);
+  }
+}
 
 void pack_rows(const Job& job, int64_t block) noexcept {
   const Geometry& geometry = job.geometry;
@@ -310,6 +330,8 @@ void pack_rows(const Job& job, int64_t block) noexcept {
   const int64_t chunk = std::clamp<int64_t>(kRowChunkBytes / row_bytes, 4, kMaxRows);
   char* targets[kMaxRows];
   const char* sources[kMaxRows];
+  // In contiguous rows, spilling hits the next one, which this block writes later.
+  const bool contiguous = geometry.outer_dims == 1 && geometry.outer[0].target == row_bytes;
   Position position(geometry, begin);
   for (int64_t row = begin; row < end; row += chunk) {
     const int64_t rows = std::min(chunk, end - row);
@@ -317,9 +339,13 @@ void pack_rows(const Job& job, int64_t block) noexcept {
       targets[r] = job.target + position.target();
       sources[r] = job.source + position.source();
     }
-    job.kernels.copy_rows(targets, sources, rows, job.plan);
+    const int64_t exact = !contiguous ? rows : row + rows == end ? 1 : 0;
+    job.kernels.copy_rows(targets, sources, rows, exact, job.plan);
+    // After copying, not before: the processor then streams on its own. Summing would let it idle.
+    if (row + rows < end) prefetch(job.source + position.source(), kPrefetchBytes);
     if (!job.partial) continue;
-    job.kernels.add_rows(job.partial + block * geometry.width, targets, rows, geometry.width);
+    double* sums = job.partial + block * padded(geometry.width);
+    job.kernels.add_rows(sums, targets, rows, exact, geometry.width);
   }
 }
 
@@ -341,26 +367,78 @@ void zero_run(const Geometry& geometry, char* target, int64_t n) noexcept {
   }
 }
 
+// Where channel 0 starts in both tensors; `at` counts positions and the steps of their runs.
+struct Start {
+  const char* source;
+  char* target;
+};
+
+Start start_of(const Job& job, int64_t at) noexcept {
+  const Geometry& geometry = job.geometry;
+  const Position position(geometry, at / geometry.run_steps);
+  const int64_t skipped = at % geometry.run_steps * geometry.run_step;
+  return {job.source + position.source() + skipped * geometry.run.source,
+          job.target + position.target() + skipped * geometry.run.target};
+}
+
+// Frozen planes are skipped, a processor's own prefetching stops at every gap, and each plane may
+// be another page: short planes are asked for in full a few ahead, and touched further ahead.
+class PlanePrefetch {
+ public:
+  PlanePrefetch(const Job& job, int64_t first, int64_t last) noexcept
+      : job_(job), first_(first), last_(std::min(last, job.plan.count)) {
+    const int64_t bytes = std::min(job.geometry.run.size, kMaxRun) * job.geometry.element;
+    near_bytes_ = bytes <= kPrefetchBytes ? bytes : 0;
+    far_ = near_bytes_ ? 16 : 1;
+  }
+
+  [[gnu::always_inline]] void ahead_of(int64_t i, const char* here,
+                                       const char* next) const noexcept {
+    if (near_bytes_) prefetch(run(i + 4, here, next), near_bytes_);
+    __builtin_prefetch(run(i + far_, here, next));
+  }
+
+ private:
+  // Beyond the last channel come the first ones of the next position.
+  const char* run(int64_t i, const char* here, const char* next) const noexcept {
+    if (i >= last_) {
+      i = first_ + i - last_;
+      here = next;
+    }
+    return i < last_ ? here + job_.plan.index[i] * job_.geometry.channel.source : here;
+  }
+
+  const Job& job_;
+  int64_t first_;
+  int64_t last_;
+  int64_t near_bytes_;
+  int64_t far_;
+};
+
 void pack_runs(const Job& job, int64_t block, int64_t column) noexcept {
   const Geometry& geometry = job.geometry;
   const int64_t begin = block_start(block, geometry.blocks, geometry.positions);
   const int64_t end = block_start(block + 1, geometry.blocks, geometry.positions);
   const int64_t first = block_start(column, geometry.columns, geometry.width);
   const int64_t last = block_start(column + 1, geometry.columns, geometry.width);
-  double* sums = job.partial ? job.partial + block * geometry.width : nullptr;
+  const bool planes = geometry.walk == Walk::kPlanes;
+  const PlanePrefetch prefetch(job, first, last);
+  double* sums = job.partial ? job.partial + block * padded(geometry.width) : nullptr;
+  Start next = start_of(job, begin);
   for (int64_t at = begin; at < end; ++at) {
-    const Position position(geometry, at / geometry.run_steps);
-    const int64_t start = at % geometry.run_steps * geometry.run_step;
-    const int64_t n = std::min(geometry.run_step, geometry.run.size - start);
-    char* target = job.target + position.target() + start * geometry.run.target;
-    const char* source = job.source + position.source() + start * geometry.run.source;
+    const Start here = next;
+    if (at + 1 < end) next = start_of(job, at + 1);
+    const int64_t skipped = at % geometry.run_steps * geometry.run_step;
+    const int64_t n = std::min(geometry.run_step, geometry.run.size - skipped);
     for (int64_t i = first; i < last; ++i) {
-      char* to = target + i * geometry.channel.target;
+      char* target = here.target + i * geometry.channel.target;
       if (i >= job.plan.count) {
-        zero_run(geometry, to, n);
+        zero_run(geometry, target, n);
         continue;
       }
-      const double sum = copy_run(job, to, source + job.plan.index[i] * geometry.channel.source, n);
+      if (planes) prefetch.ahead_of(i, here.source, next.source);
+      const char* source = here.source + job.plan.index[i] * geometry.channel.source;
+      const double sum = copy_run(job, target, source, n);
       if (sums) sums[i] += sum;
     }
   }
@@ -383,7 +461,7 @@ void store_bias(const Geometry& geometry, const double* partial, void* bias) noe
   for (int64_t i = 0; i < geometry.width; ++i) {
     double sum = 0;
     for (int64_t block = 0; block < geometry.blocks; ++block) {
-      sum += partial[block * geometry.width + i];
+      sum += partial[block * padded(geometry.width) + i];
     }
     out[i] = Element::store(sum);
   }
@@ -404,7 +482,7 @@ void store_bias(const Geometry& geometry, const double* partial, void* bias) noe
 
 // Scratch holds the partial sums, then the groups.
 int64_t partial_count(const Geometry& geometry, bool bias) noexcept {
-  return bias ? geometry.blocks * geometry.width : 0;
+  return bias ? geometry.blocks * padded(geometry.width) : 0;
 }
 
 int64_t scratch_bytes(const Geometry& geometry, bool bias) noexcept {
@@ -462,11 +540,8 @@ neq_status neq_pack_channels_cpu(const neq_tensor* dy, int32_t dim, const int32_
   auto* groups = reinterpret_cast<Group*>(partial + partials);
   std::fill_n(partial, partials, 0.0);
   const Kernels& loops = kernels(geometry.dtype);
-  RowPlan plan = {index, groups, 0, 0, count, geometry.width};
-  if (geometry.walk == Walk::kRows) {
-    plan.group_count = plan_groups(index, count, geometry.width, geometry.channels, loops.lanes,
-                                   groups, &plan.tail);
-  }
+  RowPlan plan = {index, groups, 0, 0, 0, count, geometry.width};
+  if (geometry.walk == Walk::kRows) plan_groups(loops, geometry.channels, groups, &plan);
   Job job = {geometry,
              loops,
              static_cast<const char*>(dy->data),

@@ -8,33 +8,42 @@
 
 namespace neq::pack {
 
-// Neighbouring channels, at least one of them active, that one vector shuffle moves: bit b of
-// `lanes` says channel `source + b` is active. They land at packed channel `target` onwards.
+// Neighbouring channels, at least one of them active, that one shuffle of a vector moves: bit b of
+// `lanes` says channel `source + b` is active. The active ones of the vector's lower half land at
+// packed channel `target` onwards, those of the upper half, if it is shuffled apart, at `middle`.
 struct Group {
   int32_t source;
   int32_t target;
+  int32_t middle;
   uint32_t lanes;
 };
 
-// What to do with every row [channels] -> [width]: the groups, then the channels of `index` from
-// `tail` to `count` one by one, then zeros up to `width`.
+// What to do with every row [channels] -> [width]: move the groups, zero what is beyond `count`.
+// Groups store whole vectors, so the last ones spill over the end of the row. A row that must not
+// spill moves the first `exact_groups`, then the channels from `tail` on one by one.
 struct RowPlan {
   const int32_t* index;
   const Group* groups;
   int64_t group_count;
+  int64_t exact_groups;
   int64_t tail;
   int64_t count;
   int64_t width;
 };
 
+// Partial sums are padded to whole vectors.
+inline constexpr int64_t kSumLanes = 8;
+
 struct Kernels {
-  // Channels one shuffle takes in; 0 where rows go channel by channel.
+  // Channels of one group; 0 where all rows go channel by channel. Fewer active ones per group than
+  // `sparse`, and that is the faster way.
   int64_t lanes;
-  // targets[r][i] = sources[r][index[i]] for r < rows.
-  void (*copy_rows)(char* const* targets, const char* const* sources, int64_t rows,
+  int64_t sparse;
+  // targets[r][i] = sources[r][index[i]] for r < rows. Only the last `exact` rows must not spill.
+  void (*copy_rows)(char* const* targets, const char* const* sources, int64_t rows, int64_t exact,
                     const RowPlan& plan);
-  // sums[i] += sum over r < rows of packed[r][i].
-  void (*add_rows)(double* sums, char* const* packed, int64_t rows, int64_t width);
+  // sums[i] += sum over r < rows of packed[r][i]; may read past all rows but the last `exact`.
+  void (*add_rows)(double* sums, char* const* packed, int64_t rows, int64_t exact, int64_t width);
   // Copies n neighbouring elements and returns their sum.
   double (*copy_run)(char* target, const char* source, int64_t n);
   // The same with a stride, in elements, on either side.

@@ -18,36 +18,27 @@
 namespace neq::pack {
 namespace {
 
-// front[m] lists the set bits of m in rising order: a shuffle that brings those lanes to the front.
-constexpr std::array<std::array<uint8_t, 8>, 256> make_front() {
-  std::array<std::array<uint8_t, 8>, 256> front{};
-  for (unsigned mask = 0; mask < 256; ++mask) {
+// front[m] lists the set bits of m in rising order, each as kBytes byte numbers: a shuffle that
+// brings those lanes to the front.
+template <unsigned kMasks, unsigned kBytes>
+constexpr auto make_front() {
+  constexpr unsigned kLanes = kMasks == 16 ? 4 : 8;
+  std::array<std::array<uint8_t, kLanes * kBytes>, kMasks> front{};
+  for (unsigned mask = 0; mask < kMasks; ++mask) {
     unsigned next = 0;
-    for (uint8_t lane = 0; lane < 8; ++lane) {
-      if (mask >> lane & 1) front[mask][next++] = lane;
+    for (unsigned lane = 0; lane < kLanes; ++lane) {
+      if (!(mask >> lane & 1)) continue;
+      for (unsigned byte = 0; byte < kBytes; ++byte) {
+        front[mask][next++] = static_cast<uint8_t>(lane * kBytes + byte);
+      }
     }
   }
   return front;
 }
 
-// The same in bytes of 16-bit lanes, and in 32-bit halves of 64-bit lanes.
-template <unsigned kMasks, unsigned kLanes>
-constexpr std::array<std::array<uint8_t, 2 * kLanes>, kMasks> make_paired_front() {
-  const auto front = make_front();
-  std::array<std::array<uint8_t, 2 * kLanes>, kMasks> paired{};
-  for (unsigned mask = 0; mask < kMasks; ++mask) {
-    for (unsigned lane = 0; lane < kLanes; ++lane) {
-      const uint8_t from = front[mask][lane];
-      paired[mask][2 * lane] = static_cast<uint8_t>(2 * from);
-      paired[mask][2 * lane + 1] = static_cast<uint8_t>(2 * from + 1);
-    }
-  }
-  return paired;
-}
-
-constexpr auto kFront = make_front();
-constexpr auto kFrontBytes = make_paired_front<256, 8>();
-constexpr auto kFrontHalves = make_paired_front<16, 4>();
+constexpr auto kFront32 = make_front<256, 1>();  // eight lanes of 32 bits
+constexpr auto kFront64 = make_front<16, 2>();   // four pairs of them
+constexpr auto kFront16 = make_front<256, 2>();  // eight lanes of 16 bits, in bytes
 
 NEQ_AVX2_INLINE __m256i load256(const void* source) {
   return _mm256_loadu_si256(static_cast<const __m256i*>(source));
@@ -65,15 +56,6 @@ NEQ_AVX2_INLINE void store128(void* target, __m128i value) {
   _mm_storeu_si128(static_cast<__m128i*>(target), value);
 }
 
-NEQ_AVX2_INLINE void compress32(void* target, const void* source, const uint8_t* front) {
-  const __m128i lanes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(front));
-  store256(target, _mm256_permutevar8x32_epi32(load256(source), _mm256_cvtepu8_epi32(lanes)));
-}
-
-NEQ_AVX2_INLINE void compress16(void* target, const void* source, uint32_t lanes) {
-  store128(target, _mm_shuffle_epi8(load128(source), load128(kFrontBytes[lanes].data())));
-}
-
 NEQ_AVX2_INLINE void add_to(double* sums, __m256d value) {
   _mm256_storeu_pd(sums, _mm256_add_pd(_mm256_loadu_pd(sums), value));
 }
@@ -83,85 +65,161 @@ NEQ_AVX2_INLINE void add_to(double* sums, __m256 value) {
   add_to(sums + 4, _mm256_cvtps_pd(_mm256_extractf128_ps(value, 1)));
 }
 
-// kLanes neighbouring elements in a vector register: how to compact, copy and sum them.
-struct Float32 : Float {
+NEQ_AVX2_INLINE double add_lanes(__m256d value) {
+  const __m128d half = _mm256_castpd256_pd128(value) + _mm256_extractf128_pd(value, 1);
+  return _mm_cvtsd_f64(half) + _mm_cvtsd_f64(_mm_unpackhi_pd(half, half));
+}
+
+NEQ_AVX2_INLINE double add_lanes(__m256 value) {
+  return add_lanes(_mm256_cvtps_pd(_mm256_castps256_ps128(value)) +
+                   _mm256_cvtps_pd(_mm256_extractf128_ps(value, 1)));
+}
+
+// Read from place n on: a mask of 8 lanes of 32 bits that keeps the last n.
+constexpr int32_t kLastLanes[16] = {0, 0, 0, 0, 0, 0, 0, 0, -1, -1, -1, -1, -1, -1, -1, -1};
+
+NEQ_AVX2_INLINE void permute32(void* target, const void* source, const uint8_t* front) {
+  const __m128i lanes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(front));
+  store256(target, _mm256_permutevar8x32_epi32(load256(source), _mm256_cvtepu8_epi32(lanes)));
+}
+
+// 32 bytes of elements of 2, shuffled as two halves, summed as floats eight at a time.
+struct Narrow {
+  using Vector = __m256;
+  static constexpr int64_t kGroup = 16;
   static constexpr int64_t kLanes = 8;
-  NEQ_AVX2_INLINE static void compress(float* target, const float* source, uint32_t lanes) {
-    compress32(target, source, kFront[lanes].data());
+  static constexpr int64_t kSparse = 4;
+  NEQ_AVX2_INLINE static void compress(uint16_t* target, const uint16_t* source, Group group) {
+    const __m128i low = load128(kFront16[group.lanes & 0xff].data());
+    const __m128i high = load128(kFront16[group.lanes >> 8].data());
+    const __m256i moved =
+        _mm256_shuffle_epi8(load256(source + group.source), _mm256_set_m128i(high, low));
+    store128(target + group.target, _mm256_castsi256_si128(moved));
+    store128(target + group.middle, _mm256_extracti128_si256(moved, 1));
+  }
+  NEQ_AVX2_INLINE static void copy(void* target, const void* source) {
+    store128(target, load128(source));
+  }
+  NEQ_AVX2_INLINE static __m256 keep_last(__m256 value, int64_t n) {
+    return _mm256_and_ps(value, _mm256_castsi256_ps(load256(kLastLanes + n)));
+  }
+  NEQ_AVX2_INLINE static __m256 keep_first(__m256 value, int64_t n) {
+    return _mm256_andnot_ps(_mm256_castsi256_ps(load256(kLastLanes + kLanes - n)), value);
+  }
+};
+
+struct Float32 : Float {
+  using Vector = __m256;
+  static constexpr neq_dtype kDtype = NEQ_F32;
+  static constexpr int64_t kGroup = 8;
+  static constexpr int64_t kLanes = 8;
+  static constexpr int64_t kSparse = 2;
+  NEQ_AVX2_INLINE static void compress(float* target, const float* source, Group group) {
+    permute32(target + group.target, source + group.source, kFront32[group.lanes].data());
   }
   NEQ_AVX2_INLINE static void copy(float* target, const float* source) {
     store256(target, load256(source));
   }
-  NEQ_AVX2_INLINE static __m256 vector(const float* source) { return _mm256_loadu_ps(source); }
+  NEQ_AVX2_INLINE static __m256 load_vector(const float* source) { return _mm256_loadu_ps(source); }
+  NEQ_AVX2_INLINE static __m256 keep_last(__m256 value, int64_t n) {
+    return Narrow::keep_last(value, n);
+  }
+  NEQ_AVX2_INLINE static __m256 keep_first(__m256 value, int64_t n) {
+    return Narrow::keep_first(value, n);
+  }
 };
 
 struct Float64 : Double {
+  using Vector = __m256d;
+  static constexpr neq_dtype kDtype = NEQ_F64;
+  static constexpr int64_t kGroup = 4;
   static constexpr int64_t kLanes = 4;
-  NEQ_AVX2_INLINE static void compress(double* target, const double* source, uint32_t lanes) {
-    compress32(target, source, kFrontHalves[lanes].data());
+  static constexpr int64_t kSparse = 2;
+  NEQ_AVX2_INLINE static void compress(double* target, const double* source, Group group) {
+    permute32(target + group.target, source + group.source, kFront64[group.lanes].data());
   }
   NEQ_AVX2_INLINE static void copy(double* target, const double* source) {
     store256(target, load256(source));
   }
-  NEQ_AVX2_INLINE static __m256d vector(const double* source) { return _mm256_loadu_pd(source); }
-};
-
-template <class Element>
-struct Bits16 : Element {
-  static constexpr int64_t kLanes = 8;
-  NEQ_AVX2_INLINE static void compress(uint16_t* target, const uint16_t* source, uint32_t lanes) {
-    compress16(target, source, lanes);
+  NEQ_AVX2_INLINE static __m256d load_vector(const double* source) {
+    return _mm256_loadu_pd(source);
   }
-  NEQ_AVX2_INLINE static void copy(uint16_t* target, const uint16_t* source) {
-    store128(target, load128(source));
+  NEQ_AVX2_INLINE static __m256d keep_last(__m256d value, int64_t n) {
+    return _mm256_and_pd(value, _mm256_castsi256_pd(load256(kLastLanes + 2 * n)));
+  }
+  NEQ_AVX2_INLINE static __m256d keep_first(__m256d value, int64_t n) {
+    return _mm256_andnot_pd(_mm256_castsi256_pd(load256(kLastLanes + 2 * (kLanes - n))), value);
   }
 };
 
-struct Float16 : Bits16<Half> {
-  NEQ_AVX2_INLINE static __m256 vector(const uint16_t* source) {
+struct Float16 : Half, Narrow {
+  static constexpr neq_dtype kDtype = NEQ_F16;
+  NEQ_AVX2_INLINE static __m256 load_vector(const uint16_t* source) {
     return _mm256_cvtph_ps(load128(source));
   }
 };
 
-struct Brain16 : Bits16<BFloat16> {
-  NEQ_AVX2_INLINE static __m256 vector(const uint16_t* source) {
+struct Brain16 : BFloat16, Narrow {
+  static constexpr neq_dtype kDtype = NEQ_BF16;
+  NEQ_AVX2_INLINE static __m256 load_vector(const uint16_t* source) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(load128(source)), 16));
   }
 };
 
 template <class Element>
 NEQ_AVX2 void copy_rows(char* const* targets, const char* const* sources, int64_t rows,
-                        const RowPlan& plan) {
+                        int64_t exact, const RowPlan& shared) {
   using Storage = typename Element::Storage;
+  const RowPlan plan = shared;  // a copy that the stores below cannot be suspected to change
   for (int64_t r = 0; r < rows; ++r) {
     auto* target = reinterpret_cast<Storage*>(targets[r]);
     const auto* source = reinterpret_cast<const Storage*>(sources[r]);
-    for (int64_t g = 0; g < plan.group_count; ++g) {
-      const Group& group = plan.groups[g];
-      Element::compress(target + group.target, source + group.source, group.lanes);
+    const bool spills = r < rows - exact;
+    const int64_t groups = spills ? plan.group_count : plan.exact_groups;
+    for (int64_t g = 0; g < groups; ++g) Element::compress(target, source, plan.groups[g]);
+    if (!spills || plan.group_count == 0) {
+#pragma GCC unroll 4
+      for (int64_t i = plan.tail; i < plan.count; ++i) target[i] = source[plan.index[i]];
     }
-    for (int64_t i = plan.tail; i < plan.count; ++i) target[i] = source[plan.index[i]];
-    std::memset(target + plan.count, 0, (plan.width - plan.count) * sizeof(Storage));
+    for (int64_t i = plan.count; i < plan.width; ++i) target[i] = Storage{};
+  }
+}
+
+// kVectors vectors of columns from column i on.
+template <class Element, int kVectors>
+NEQ_AVX2_INLINE void sum_columns(typename Element::Vector* sums, char* const* packed, int64_t rows,
+                                 int64_t i) {
+  using Storage = typename Element::Storage;
+  for (int64_t r = 0; r < rows; ++r) {
+    const Storage* row = reinterpret_cast<const Storage*>(packed[r]) + i;
+    for (int v = 0; v < kVectors; ++v) sums[v] += Element::load_vector(row + v * Element::kLanes);
   }
 }
 
 template <class Element>
-NEQ_AVX2 void add_rows(double* sums, char* const* packed, int64_t rows, int64_t width) {
+NEQ_AVX2 void add_rows(double* sums, char* const* packed, int64_t rows, int64_t exact,
+                       int64_t width) {
   using Storage = typename Element::Storage;
+  constexpr int64_t kLanes = Element::kLanes;
   int64_t i = 0;
-  for (; i + Element::kLanes <= width; i += Element::kLanes) {
-    auto sum = Element::vector(reinterpret_cast<const Storage*>(packed[0]) + i);
-    for (int64_t r = 1; r < rows; ++r) {
-      sum += Element::vector(reinterpret_cast<const Storage*>(packed[r]) + i);
-    }
+  for (; i + 4 * kLanes <= width; i += 4 * kLanes) {
+    typename Element::Vector sum[4] = {};
+    sum_columns<Element, 4>(sum, packed, rows, i);
+    for (int v = 0; v < 4; ++v) add_to(sums + i + v * kLanes, sum[v]);
+  }
+  for (; i + kLanes <= width; i += kLanes) {
+    typename Element::Vector sum = {};
+    sum_columns<Element, 1>(&sum, packed, rows, i);
     add_to(sums + i, sum);
   }
+  if (i == width) return;
+  typename Element::Vector sum = {};
+  sum_columns<Element, 1>(&sum, packed, rows - exact, i);
+  add_to(sums + i, Element::keep_first(sum, width - i));
   for (; i < width; ++i) {
-    typename Element::Sum sum = 0;
-    for (int64_t r = 0; r < rows; ++r) {
-      sum += Element::load(reinterpret_cast<const Storage*>(packed[r])[i]);
+    for (int64_t r = rows - exact; r < rows; ++r) {
+      sums[i] += Element::load(reinterpret_cast<const Storage*>(packed[r])[i]);
     }
-    sums[i] += sum;
   }
 }
 
@@ -171,33 +229,32 @@ NEQ_AVX2 double copy_run(char* to, const char* from, int64_t n) {
   constexpr int64_t kLanes = Element::kLanes;
   auto* target = reinterpret_cast<Storage*>(to);
   const auto* source = reinterpret_cast<const Storage*>(from);
-  decltype(Element::vector(source)) sums[4] = {};
+  if (n < kLanes) return scalar_kernels(Element::kDtype).copy_run(to, from, n);
+  typename Element::Vector sums[4] = {};
   int64_t k = 0;
   for (; k + 4 * kLanes <= n; k += 4 * kLanes) {
     for (int64_t part = 0; part < 4; ++part) {
       Element::copy(target + k + part * kLanes, source + k + part * kLanes);
-      sums[part] += Element::vector(source + k + part * kLanes);
+      sums[part] += Element::load_vector(source + k + part * kLanes);
     }
   }
   for (; k + kLanes <= n; k += kLanes) {
     Element::copy(target + k, source + k);
-    sums[0] += Element::vector(source + k);
+    sums[0] += Element::load_vector(source + k);
   }
-  double lanes[kLanes] = {};
-  for (const auto& sum : sums) add_to(lanes, sum);
-  double total = 0;
-  for (const double lane : lanes) total += lane;
-  for (; k < n; ++k) {
-    target[k] = source[k];
-    total += Element::load(source[k]);
+  if (k < n) {
+    // The last vector overlaps the one before it; lanes already counted count as zero.
+    Element::copy(target + n - kLanes, source + n - kLanes);
+    sums[1] += Element::keep_last(Element::load_vector(source + n - kLanes), n - k);
   }
-  return total;
+  return add_lanes((sums[0] + sums[1]) + (sums[2] + sums[3]));
 }
 
 template <class Element>
-const Kernels& kernels(neq_dtype dtype) noexcept {
-  static const Kernels table = {Element::kLanes, copy_rows<Element>, add_rows<Element>,
-                                copy_run<Element>, scalar_kernels(dtype).copy_strided};
+const Kernels& kernels() noexcept {
+  static const Kernels table = {Element::kGroup,    Element::kSparse,
+                                copy_rows<Element>, add_rows<Element>,
+                                copy_run<Element>,  scalar_kernels(Element::kDtype).copy_strided};
   return table;
 }
 
@@ -206,15 +263,15 @@ const Kernels& kernels(neq_dtype dtype) noexcept {
 const Kernels& avx2_kernels(neq_dtype dtype) noexcept {
   switch (dtype) {
     case NEQ_F64:
-      return kernels<Float64>(dtype);
+      return kernels<Float64>();
     case NEQ_F16:
-      return kernels<Float16>(dtype);
+      return kernels<Float16>();
     case NEQ_BF16:
-      return kernels<Brain16>(dtype);
+      return kernels<Brain16>();
     case NEQ_F32:
       break;
   }
-  return kernels<Float32>(dtype);
+  return kernels<Float32>();
 }
 
 }  // namespace neq::pack

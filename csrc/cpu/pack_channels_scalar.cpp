@@ -8,7 +8,7 @@ namespace neq::pack {
 namespace {
 
 template <class Element>
-void copy_rows(char* const* targets, const char* const* sources, int64_t rows,
+void copy_rows(char* const* targets, const char* const* sources, int64_t rows, int64_t,
                const RowPlan& plan) {
   using Storage = typename Element::Storage;
   for (int64_t r = 0; r < rows; ++r) {
@@ -20,7 +20,7 @@ void copy_rows(char* const* targets, const char* const* sources, int64_t rows,
 }
 
 template <class Element>
-void add_rows(double* sums, char* const* packed, int64_t rows, int64_t width) {
+void add_rows(double* sums, char* const* packed, int64_t rows, int64_t, int64_t width) {
   using Storage = typename Element::Storage;
   for (int64_t i = 0; i < width; ++i) {
     typename Element::Sum sum = 0;
@@ -66,8 +66,8 @@ double copy_run(char* target, const char* source, int64_t n) {
 }
 
 template <class Element>
-constexpr Kernels kKernels = {0, copy_rows<Element>, add_rows<Element>, copy_run<Element>,
-                              copy_strided<Element>};
+constexpr Kernels kKernels = {
+    0, 0, copy_rows<Element>, add_rows<Element>, copy_run<Element>, copy_strided<Element>};
 
 }  // namespace
 
