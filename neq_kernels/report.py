@@ -14,6 +14,7 @@ from neq_kernels.layer import NEqLayer
 from neq_kernels.reach import unreached
 
 ENOUGH = 0.8
+WHOLE = "(the model)"
 
 
 @dataclass(frozen=True)
@@ -54,14 +55,14 @@ class Report:
             share = f"share of backward FLOPs covered: {self.coverage:.1%}"
         lines = [f"{share}; {len(self.layers)} layers converted, {len(self.skipped)} skipped"]
         if self.layers:
-            width = max(len(row.name) for row in self.layers)
+            width = max(len(row.name or WHOLE) for row in self.layers)
             lines.append(f"{'layer':{width}}  {'kind':12} {'active':>12}  propagate  path")
         for row in self.layers:
             active = f"{row.active}/{row.neurons}"
             lines.append(
-                f"{row.name:{width}}  {row.kind:12} {active:>12}  {row.propagate:9}  {row.path}"
+                f"{row.name or WHOLE:{width}}  {row.kind:12} {active:>12}  {row.propagate:9}  {row.path}"
             )
-        lines += [f"skipped {name or '(the model)'}: {why}" for name, why in self.skipped.items()]
+        lines += [f"skipped {name or WHOLE}: {why}" for name, why in self.skipped.items()]
         lines += [f"no gradient reaches {name}" for name in self.unreached]
         return "\n".join(lines)
 
