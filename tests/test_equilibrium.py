@@ -13,19 +13,19 @@ from neq_kernels.equilibrium.selectors import Velocity
 
 @pytest.mark.parametrize("warmup", [0, 1, 3])
 def test_warmup(warmup):
-    """Update t freezes only if t > warmup; nothing changes here, so all is at equilibrium."""
+    """The update after epoch t >= warmup may freeze; nothing changes here: all is at equilibrium."""
     model, tracker = make(warmup=warmup)
     for epoch in range(6):
         report = tracker.update()
         assert report.epoch == tracker.epoch == epoch
-        assert report.warming_up == (0 < epoch <= warmup)
+        assert report.warming_up == (0 < epoch < warmup)
         assert report.frozen == sum(frozen(model).values())
-        assert report.frozen == (15 if epoch > warmup else 0)
+        assert report.frozen == (15 if epoch >= max(1, warmup) else 0)
         assert ("recorded only" in str(report)) == (epoch == 0)
 
 
 def test_the_first_update_only_records():
-    model, tracker = make()
+    model, tracker = make(warmup=2)
     model.body.set_active([0])
     report = tracker.update()
     assert frozen(model)["body"] == 4
@@ -149,7 +149,7 @@ def test_selector_sees_measured_layers_and_decides():
         seen.append(scores)
         return {name: torch.arange(len(s.velocity)) > 0 for name, s in scores.items()}
 
-    model, tracker = make(selector=freeze_first)
+    model, tracker = make(selector=freeze_first, warmup=2)
     model.use_spare = False
     for _ in range(4):
         tracker.update()

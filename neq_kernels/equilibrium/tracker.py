@@ -55,9 +55,8 @@ class Equilibrium:
         selector: which neurons train until the next update; see `neq_kernels.selectors`.
         momentum: mu in [0, 1); the paper's bound, and choice, is 0.5.
         definition: which published definition of equilibrium: "paper".
-        warmup: update t freezes nobody while t <= warmup, t = 0 being the one before training. With
-            1, the first set with frozen neurons is that of the third epoch, with 0 that of the
-            second.
+        warmup: epochs that train every neuron before the first may freeze; the first epoch always
+            does, as nothing can be compared before it.
         exclude: name patterns (fnmatch) of converted layers that are neither measured nor touched.
             By default the nn.Linear that runs last in the probe: the classifier's head.
             `exclude=()` measures all.
@@ -205,7 +204,7 @@ class Equilibrium:
             return {}
         layers = self._layers.live()
         sets = {name: ActiveSet.full(layers[name].size) for name in findings}
-        if self._passes > self.warmup:
+        if self._passes >= self.warmup:
             scores = {
                 name: self._scores(layers[name], found.track)
                 for name, found in findings.items()
@@ -234,7 +233,7 @@ class Equilibrium:
             layers=tuple(row(name, layers[name], found) for name, found in findings.items()),
             excluded=self._exclusion.names,
             head=self._exclusion.head,
-            warming_up=0 < self.epoch <= self.warmup,
+            warming_up=0 < self.epoch < self.warmup,
             seconds=now - started,
             share=None if before is None else (now - started) / (now - before),
         )
