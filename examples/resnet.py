@@ -52,7 +52,7 @@ class ResNet(nn.Module):
         self.layer3 = _stage(blocks, 32, 64, stride=2)
         self.fc = nn.Linear(64, classes)
         for module in self.modules():
-            if isinstance(module, (nn.Conv2d, nn.Linear)):
+            if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -65,7 +65,8 @@ class Ceiling:
         depths = {0, self._first_active(active)}
         floors = {depth: self._floor_ms(depth) for depth in depths}
         wgrad = max(0.0, dense_ms - floors[0])
-        return floors[max(depths)] + share * wgrad
+        # A disturbed measurement of the floor must not put the ceiling above the dense time.
+        return min(dense_ms, floors[max(depths)] + share * wgrad)
 
     def _first_active(self, active: Mapping[str, ActiveSet]) -> int:
         counts = [active[name].count for name, _, _ in self.layers]
