@@ -5,17 +5,18 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from bench import layers, overhead
+from bench import layers, overhead, protect
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a few shapes only, about 5 minutes")
+    parser.add_argument("--quick", action="store_true", help="a few shapes, a few minutes")
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args(argv)
-    device = ["--device", arguments.device]
-    layers.main([*device, *(["--quick"] if arguments.quick else [])])
-    overhead.main([*device, *(["--seconds", "8"] if arguments.quick else [])])
+    quick, device = arguments.quick, ["--device", arguments.device]
+    layers.main([*device, *(["--quick"] if quick else [])])
+    overhead.main([*device, *(["--seconds", "8"] if quick else [])])
+    protect.main([*device, *(["--seconds", "5", "--frozen", "0.5"] if quick else [])])
 
 
 if __name__ == "__main__":

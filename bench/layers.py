@@ -91,8 +91,8 @@ def backwards(
         rows = active.index.tolist()
         made["naive"] = make(naive, forward=lambda x: naive_forward(naive, x, rows))
     for name, propagate in OURS.items():
-        ours = neq.convert(nn.Sequential(deepcopy(layer)), propagate=propagate)
-        ours[0].set_active(active)
+        ours = neq.convert(deepcopy(layer), propagate=propagate)
+        ours.set_active(active)
         made[name] = make(ours)
     return made
 
@@ -122,9 +122,8 @@ def measure(case: Case, share: float, seconds: float, device: str) -> list[Row]:
 
 def path_of(layer: nn.Module) -> str:
     """How the last backward of a converted layer went, in a word or two; empty for torch's own."""
-    if not isinstance(layer, nn.Sequential):
-        return ""
-    return neq.report(layer).layers[0].path.split(":")[0].split(",")[0]
+    rows = neq.report(layer).layers
+    return rows[0].path.split(":")[0].split(",")[0] if rows else ""
 
 
 def _row(
