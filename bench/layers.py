@@ -122,8 +122,9 @@ def measure(case: Case, share: float, seconds: float, device: str) -> list[Row]:
 
 def path_of(layer: nn.Module) -> str:
     """How the last backward of a converted layer went, in a word or two; empty for torch's own."""
-    rows = neq.report(layer).layers
-    return rows[0].path.split(":")[0].split(",")[0] if rows else ""
+    if not neq.get_active(layer):
+        return ""
+    return neq.report(layer).layers[0].path.split(":")[0].split(",")[0]
 
 
 def _row(
