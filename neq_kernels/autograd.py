@@ -41,7 +41,7 @@ class LinearFunction(Function):
 
     @staticmethod
     def forward(x, weight, bias, index, count, columns, propagate, mode, taken):  # type: ignore[no-untyped-def]
-        return F.linear(x, weight.t() if columns else weight, bias)
+        return conv1d_forward(x, weight, bias) if columns else F.linear(x, weight, bias)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -75,6 +75,12 @@ class LinearFunction(Function):
             return (*gradients, *rest)
 
 
+def conv1d_forward(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """transformers' Conv1D, to the bit: ``x`` ``[..., I]`` times ``weight`` ``[I, O]``."""
+    y = torch.addmm(bias, x.view(-1, x.shape[-1]), weight)
+    return y.view(*x.shape[:-1], weight.shape[1])
+
+
 class ConvFunction(Function):
     """A convolution in 1 to 3 dimensions, zero-padded; dW and db hold active neurons only.
 
@@ -94,8 +100,7 @@ class ConvFunction(Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         x, weight, _, index, count, geometry, ctx.propagate, ctx.mode, ctx.taken = inputs
         ctx.geometry = geometry
-        if ctx.mode == "none":
-            ctx.x_layout = (x.shape, x.stride())
+        ctx.x_layout = (x.shape, x.stride())
         _save(ctx, x, weight, index, count, always_weight=True)
 
     @staticmethod
@@ -114,8 +119,10 @@ class ConvFunction(Function):
         channels = _channels(ctx)
         x, weight = ctx.saved_tensors
         with _no_autocast(dy):
-            if ctx.mode == "none":
+            if x is None:
+                # Only its shape and strides are read where no weight gradient is wanted.
                 x = torch.empty_strided(*ctx.x_layout, dtype=dy.dtype, device=dy.device)
+            if ctx.mode == "none":
                 return (conv_dgrad(dy, x, weight, geometry), None, None, *rest)
             path = "dense"
             if not torch.is_grad_enabled():

@@ -25,7 +25,8 @@ def convert(
 
     Args:
         model: any module, also a single layer.
-        exclude: name patterns (``fnmatch``) of modules to leave alone, e.g. ``"head*"``.
+        exclude: name patterns (``fnmatch``) of modules to leave alone with all that is in them,
+            e.g. ``"head"`` or ``"*.norm?"``.
         propagate: "all" (the default: exact gradients) or "active" (dX too from active channels
             only, an approximation). None keeps what layers converted before have.
 
@@ -33,7 +34,7 @@ def convert(
         ``model`` itself.
 
     Raises:
-        TypeError: ``model`` is not a module.
+        TypeError: ``model`` is not a module, or a pattern not a string.
         ValueError: ``propagate`` is unknown, or a pattern of ``exclude`` matches nothing.
     """
     if not isinstance(model, nn.Module):
@@ -44,6 +45,12 @@ def convert(
     if propagate is not None and propagate not in PROPAGATE:
         raise ValueError(f"propagate: expected one of {', '.join(PROPAGATE)}, got {propagate!r}")
     patterns = [exclude] if isinstance(exclude, str) else list(exclude)
+    for pattern in patterns:
+        if not isinstance(pattern, str):
+            raise TypeError(
+                f"exclude: expected name patterns such as 'head*', got {pattern!r}; "
+                "see model.named_modules()"
+            )
     names = [name for name, _ in model.named_modules()]
     for pattern in patterns:
         if not any(fnmatch(name, pattern) for name in names):
@@ -58,7 +65,7 @@ def convert(
                 module.propagate = propagate
         elif name in reasons:
             module.__dict__["_skip_reason"] = reasons[name]
-        elif sparse := sparse_class(module):
+        elif module._parameters.get("weight") is not None and (sparse := sparse_class(module)):
             module.__dict__.pop("_skip_reason", None)
             module.__class__ = sparse
             assert isinstance(module, NEqLayer)
@@ -118,7 +125,17 @@ def set_active(model: nn.Module, active: Mapping[str, Chosen]) -> None:
         KeyError: a name is not a converted layer.
         TypeError, ValueError, IndexError: as :meth:`NEqLayer.set_active`, with the layer's name.
     """
+    if not isinstance(active, Mapping):
+        raise TypeError(
+            "active: expected a mapping of layer name to mask, channel numbers, ActiveSet or None, "
+            f"got {type(active).__name__}"
+        )
     layers = converted_layers(model)
+    if active and not layers:
+        raise KeyError(
+            "active: expected a converted model, got one without converted layers; "
+            "neq_kernels.convert(model) first"
+        )
     checked: dict[str, ActiveSet] = {}
     for name, chosen in active.items():
         if name not in layers:
@@ -161,11 +178,17 @@ def _reasons(model: nn.Module, patterns: list[str]) -> dict[str, str]:
             p is not None for p in module._parameters.values()
         ):
             continue
-        excluded = next((p for p in patterns if fnmatch(name, p)), None)
+        excluded = next((p for p in patterns if _within(name, p)), None)
         reason = f"excluded by {excluded!r}" if excluded else _why_not(module, owners)
         if reason:
             reasons[name] = reason
     return reasons
+
+
+def _within(name: str, pattern: str) -> bool:
+    """Whether ``pattern`` matches the module or one that it is part of."""
+    parts = name.split(".")
+    return any(fnmatch(".".join(parts[: n + 1]), pattern) for n in range(len(parts)))
 
 
 def _why_not(module: nn.Module, owners: dict[int, dict[int, str]]) -> str | None:

@@ -35,11 +35,12 @@ def forward_flops(model: nn.Module) -> tuple[dict[str, int], int] | None:
     Matrix products, convolutions and attention count, as in ``torch.utils.flop_counter``. None
     before the first eager forward.
     """
-    total = model.__dict__.get("_forward_flops")
-    if total is None:
+    counted = model.__dict__.get("_forward_flops")
+    if counted is None:
         return None
-    layers = ((name, m) for name, m in model.named_modules() if isinstance(m, NEqLayer))
-    return {name: m.__dict__.get("_flops", 0) for name, m in layers}, total
+    layers, total = counted
+    converted = {name for name, m in model.named_modules() if isinstance(m, NEqLayer)}
+    return {name: flops for name, flops in layers.items() if name in converted}, total
 
 
 class _Products(TorchFunctionMode):
@@ -81,12 +82,14 @@ class _Watch:
         layers = [m for m in model.modules() if isinstance(m, NEqLayer)]
         self.products, self.flops = _Products(layers), _Flops()
         self.before: list[int] = []
+        self.layer_flops = dict.fromkeys(layers, 0)
         self.handles: list[RemovableHandle] = []
         for layer in layers:
-            layer.__dict__["_flops"] = 0
+            if layer is model:
+                continue  # Its hooks are being called already: one registered now is too late.
             self.handles += (
                 layer.register_forward_pre_hook(self.enter_layer),
-                layer.register_forward_hook(self._leave_layer, always_call=True),
+                layer.register_forward_hook(self.leave_layer, always_call=True),
             )
         self.stack = ExitStack()
         self.stack.enter_context(self.products)
@@ -101,9 +104,9 @@ class _Watch:
         self.products.running.append(layer)
         self.before.append(self.flops.total)
 
-    def _leave_layer(self, layer: nn.Module, inputs: Any, output: Any) -> None:
+    def leave_layer(self, layer: NEqLayer, inputs: Any, output: Any) -> None:
         self.products.running.pop()
-        layer.__dict__["_flops"] += self.flops.total - self.before.pop()
+        self.layer_flops[layer] += self.flops.total - self.before.pop()
 
 
 _watches: WeakKeyDictionary[nn.Module, _Watch] = WeakKeyDictionary()
@@ -121,7 +124,6 @@ def before_forward(model: nn.Module, inputs: Any) -> None:
         return
     watched = _watches[model] = _Watch(model)
     if isinstance(model, NEqLayer):
-        # The model's own hooks are being called already: the one just registered is too late.
         watched.enter_layer(model, inputs)
 
 
@@ -130,10 +132,14 @@ def after_forward(model: nn.Module, inputs: Any, output: Any) -> None:
     if torch.compiler.is_compiling() or model not in _watches:
         return
     watched = _watches.pop(model)
+    if isinstance(model, NEqLayer):
+        watched.leave_layer(model, inputs, output)
     watched.close()
     if output is None:
         return
-    model.__dict__["_forward_flops"] = watched.flops.total
+    names = {module: name for name, module in model.named_modules()}
+    layer_flops = {names[layer]: flops for layer, flops in watched.layer_flops.items()}
+    model.__dict__["_forward_flops"] = (layer_flops, watched.flops.total)
     for layer in watched.products.hidden:
         _give_back(model, layer)
 

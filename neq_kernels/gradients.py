@@ -63,10 +63,10 @@ def linear_gradients(
     if propagate == "active":
         dy = reference.mask_rows(dy, channels, dy.dim() - 1)
     dx = linear_dgrad(dy, weight, columns) if needed.dx else None
-    rows, dw, db = dy.reshape(-1, dy.shape[-1]), None, None
+    rows, dw, db = reference.as_rows(dy), None, None
     if needed.dw:
         assert x is not None
-        inputs = x.reshape(-1, x.shape[-1])
+        inputs = reference.as_rows(x)
         dw = inputs.t() @ rows if columns else rows.t() @ inputs
         dw = dw.index_fill_(int(columns), channels.frozen, 0)
     if needed.db:
@@ -101,7 +101,10 @@ def conv_gradients(
         return dx, dw, db if needed.db else None
     if propagate == "active":
         dy = reference.mask_rows(dy, channels, 1)
-    dx, dw, db = _conv(dy, x, weight, geometry, needed)
+    dx = dw = None
+    if needed.dx or needed.dw:
+        dx, dw, _ = _conv(dy, x, weight, geometry, needed._replace(db=False))
+    db = dy.sum([d for d in range(dy.dim()) if d != 1]) if needed.db else None
     for grad in (dw, db):
         if grad is not None:
             grad.index_fill_(0, channels.frozen, 0)

@@ -88,16 +88,7 @@ class NEqLayer(nn.Module):
                 f"{active.device}; move it to one of them"
             )
         if not isinstance(active, ActiveSet):
-            is_mask = (
-                active.dtype == torch.bool
-                if isinstance(active, Tensor)
-                else len(active) > 0 and isinstance(active[0], bool)
-            )
-            active = (
-                ActiveSet.from_mask(torch.as_tensor(active))
-                if is_mask
-                else ActiveSet.from_index(active, size)
-            )
+            active = _set_of(active, size)
         if active.size != size:
             raise ValueError(
                 f"active: expected {size} neurons, one per output channel, got {active.size}"
@@ -116,7 +107,7 @@ class NEqLayer(nn.Module):
 
     def unconvert(self) -> None:
         """Become torch's own layer again; use :func:`neq_kernels.revert` for a whole model."""
-        for name in ("_index", "_mask", "_count", "_taken", "_active", "_propagate", "_flops"):
+        for name in ("_index", "_mask", "_count", "_taken", "_active", "_propagate"):
             self.__dict__.pop(name, None)
         self.__class__ = self.origin  # type: ignore[assignment]
 
@@ -205,6 +196,24 @@ class NEqLayer(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, active={self._active.count}/{self.size}"
+
+
+def _set_of(active: Any, size: int) -> ActiveSet:
+    if isinstance(active, Tensor):
+        is_mask = active.dtype == torch.bool
+    elif isinstance(active, Sequence) and not isinstance(active, str):
+        flags = [isinstance(item, bool) for item in active]
+        is_mask = bool(flags) and all(flags)
+        if any(flags) and not is_mask:
+            raise TypeError("active: expected all bool or all integers, got a mixture of both")
+    else:
+        raise TypeError(
+            "active: expected a bool mask, channel numbers, an ActiveSet or None for all, got "
+            f"{type(active).__name__}; wrap a single channel in a list"
+        )
+    if is_mask:
+        return ActiveSet.from_mask(torch.as_tensor(active))
+    return ActiveSet.from_index(active, size)
 
 
 def cast_for_autocast(x: Tensor, *parameters: Tensor | None) -> tuple[Any, ...]:

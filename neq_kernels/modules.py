@@ -11,7 +11,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from neq_kernels.autograd import ConvFunction, LinearFunction, MaskFunction
+from neq_kernels.autograd import ConvFunction, LinearFunction, MaskFunction, conv1d_forward
 from neq_kernels.layer import NEqLayer, distributed
 
 
@@ -34,7 +34,8 @@ class _NEqConv1D(NEqLayer):
         return 1 if name == "weight" else 0
 
     def _compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return F.linear(x, weight.t(), bias)
+        assert bias is not None
+        return conv1d_forward(x, weight, bias)
 
     def _sparse(self, mode: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return _linear(self, mode, x, weight, bias, columns=True)

@@ -43,8 +43,8 @@ def linear_wgrad(
     Shapes: dy ``[..., O]``, x ``[..., I]``; dW ``[O, I]``, or ``[I, O]`` when ``columns``.
     """
     width = _whole_blocks(lists)
-    packed, sums = pack(_rows(dy), lists.padded[:width], width, 1, bias)
-    return _linear_rows(packed, sums, _rows(x), lists, bias, columns)
+    packed, sums = pack(as_rows(dy), lists.padded[:width], width, 1, bias)
+    return _linear_rows(packed, sums, as_rows(x), lists, bias, columns)
 
 
 def linear_backward(
@@ -60,10 +60,10 @@ def linear_backward(
     :func:`linear_wgrad`, from one packing of ``dy``."""
     width = _whole_blocks(lists)
     index = lists.padded[:width]
-    packed, sums = pack(_rows(dy), index, width, 1, bias)
+    packed, sums = pack(as_rows(dy), index, width, 1, bias)
     kept = weight.index_select(int(columns), index.clamp(min=0))
     dx = packed @ (kept.t() if columns else kept)
-    return dx.view(x.shape), *_linear_rows(packed, sums, _rows(x), lists, bias, columns)
+    return dx.view(x.shape), *_linear_rows(packed, sums, as_rows(x), lists, bias, columns)
 
 
 def _linear_rows(
@@ -221,8 +221,9 @@ def _whole_blocks(lists: Lists) -> int:
     return min(-(-lists.count // BLOCK) * BLOCK, lists.size)
 
 
-def _rows(tensor: Tensor) -> Tensor:
-    return tensor.reshape(-1, tensor.shape[-1])
+def as_rows(tensor: Tensor) -> Tensor:
+    """``[..., C]`` as ``[M, C]``, a view where strides allow."""
+    return tensor.flatten(0, -2) if tensor.dim() > 1 else tensor.unsqueeze(0)
 
 
 def _rows_like(weight: Tensor, count: int) -> Tensor:

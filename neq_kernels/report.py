@@ -58,9 +58,9 @@ class Report:
             width = max(len(row.name or WHOLE) for row in self.layers)
             lines.append(f"{'layer':{width}}  {'kind':12} {'active':>12}  propagate  path")
         for row in self.layers:
-            active = f"{row.active}/{row.neurons}"
+            name, active = row.name or WHOLE, f"{row.active}/{row.neurons}"
             lines.append(
-                f"{row.name or WHOLE:{width}}  {row.kind:12} {active:>12}  {row.propagate:9}  {row.path}"
+                f"{name:{width}}  {row.kind:12} {active:>12}  {row.propagate:9}  {row.path}"
             )
         lines += [f"skipped {name or WHOLE}: {why}" for name, why in self.skipped.items()]
         lines += [f"no gradient reaches {name}" for name in self.unreached]
