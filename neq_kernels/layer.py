@@ -199,6 +199,8 @@ class NEqLayer(nn.Module):
 
 
 def _set_of(active: Any, size: int) -> ActiveSet:
+    if hasattr(active, "__array__"):
+        active = torch.as_tensor(active)
     if isinstance(active, Tensor):
         is_mask = active.dtype == torch.bool
     elif isinstance(active, Sequence) and not isinstance(active, str):
