@@ -31,6 +31,9 @@ struct RowPlan {
   int64_t width;
 };
 
+// The elements that a group of up to 16 lanes may write, or a vector of sums read, past its row.
+inline constexpr int64_t kMaxSpill = 15;
+
 // Partial sums are padded to whole vectors.
 inline constexpr int64_t kSumLanes = 8;
 

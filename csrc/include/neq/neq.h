@@ -25,7 +25,7 @@ typedef enum neq_isa { NEQ_ISA_SCALAR = 0, NEQ_ISA_AVX2 = 1 } neq_isa;
 /* A strided view of memory the caller owns; strides in elements, none negative. */
 typedef struct neq_tensor {
   void* data;
-  neq_dtype dtype;
+  int32_t dtype; /* a neq_dtype */
   int32_t ndim;
   int64_t size[NEQ_MAX_DIMS];
   int64_t stride[NEQ_MAX_DIMS];
