@@ -1,0 +1,40 @@
+import pytest
+import torch
+from neq_kernels import backends, planner
+
+
+@pytest.fixture(params=["torch", "native"])
+def backend(request):
+    """Each backend in turn, required for every operator."""
+    if reason := backends.why_not(request.param):
+        pytest.skip(reason)
+    with backends.use(request.param):
+        yield request.param
+
+
+@pytest.fixture(params=["packed", "dense"])
+def path(request, monkeypatch):
+    """Each path in turn, whatever the planner would choose."""
+    monkeypatch.setattr(planner, "choose", lambda geometry: request.param)
+    return request.param
+
+
+@pytest.fixture
+def poison(monkeypatch):
+    """Memory that was never written holds NaN, so that reading it shows."""
+    before = torch.utils.deterministic.fill_uninitialized_memory
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(deterministic)
+    torch.utils.deterministic.fill_uninitialized_memory = before
+
+
+@pytest.fixture
+def one_thread():
+    """On tensors this small, threads only wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
