@@ -104,6 +104,8 @@ def conv_gradients(
     dx = dw = None
     if needed.dx or needed.dw:
         dx, dw, _ = _conv(dy, x, weight, geometry, needed._replace(db=False))
+    if dw is not None:
+        dw = reference.with_strides(dw, weight)
     db = dy.sum([d for d in range(dy.dim()) if d != 1]) if needed.db else None
     for grad in (dw, db):
         if grad is not None:

@@ -210,10 +210,22 @@ def spread(
         last = [0, *range(2, rows.dim()), 1]
         back = [0, rows.dim() - 1, *range(1, rows.dim() - 1)]
         full = rows.permute(last).index_select(0, places.inverse).permute(back)
-    if like is None or full.stride() == like.stride():
-        return full
-    strided = torch.empty_strided(like.shape, like.stride(), dtype=full.dtype, device=full.device)
-    return strided.copy_(full)
+    return full if like is None else with_strides(full, like)
+
+
+def with_strides(grad: Tensor, like: Tensor) -> Tensor:
+    """``grad`` in the strides of ``like``, as autograd must have it to take it over uncopied."""
+    if grad.stride() == like.stride():
+        return grad
+    differ = (
+        a != b and n != 1 for n, a, b in zip(grad.shape, grad.stride(), like.stride(), strict=True)
+    )
+    if any(differ):
+        strided = torch.empty_strided(
+            like.shape, like.stride(), dtype=grad.dtype, device=grad.device
+        )
+        return strided.copy_(grad)
+    return grad.as_strided(like.shape, like.stride())
 
 
 def _whole_blocks(lists: Lists) -> int:
