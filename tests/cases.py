@@ -68,9 +68,7 @@ CONV = [
     _conv("dilation", (2, 3, 9, 9), 9, 3, dilation=(2, 3), padding=2, reason="taps spread out"),
     _conv("same", (2, 3, 6, 5), 9, 3, padding="same", reason="a string for padding"),
     _conv("same-even", (2, 3, 6, 5), 9, (2, 4), padding="same", reason="uneven zeros"),
-    _conv(
-        "same-dilated", (2, 3, 7, 8), 9, (2, 3), padding="same", dilation=(3, 2), reason="both"
-    ),
+    _conv("same-dilated", (2, 3, 7, 8), 9, (2, 3), padding="same", dilation=(3, 2), reason="both"),
     _conv("valid", (2, 3, 6, 5), 9, 3, padding="valid", reason="a string for padding"),
     _conv("asymmetric", (2, 3, 6, 7), 9, (1, 5), padding=(0, 2), reason="kernels not square"),
     _conv("pointwise", (2, 6, 5, 4), 13, 1, reason="1x1: strides of any format look alike"),
@@ -94,20 +92,27 @@ CONV = [
         for length, shape in ((1, (2, 3, 7)), (2, (2, 3, 5, 6)), (3, (1, 2, 4, 3, 4)))
     ),
     _conv(
-        "same-circular", (2, 3, 6, 5), 9, (2, 4), padding="same", padding_mode="circular",
+        "same-circular",
+        (2, 3, 6, 5),
+        9,
+        (2, 4),
+        padding="same",
+        padding_mode="circular",
         reason="uneven padding that is not zeros",
-    ),  # fmt: skip
+    ),
     *(
         Case(f"{kind.__name__}-no-batch", partial(kind, 4, 9, 3, padding=1, **options), shape, why)
         for kind, shape in (
-            (nn.Conv1d, (4, 7)), (nn.Conv2d, (4, 5, 6)), (nn.Conv3d, (4, 4, 3, 5)),
+            (nn.Conv1d, (4, 7)),
+            (nn.Conv2d, (4, 5, 6)),
+            (nn.Conv3d, (4, 4, 3, 5)),
         )
         for options, why in (
             ({}, "no batch dimension"),
             ({"padding_mode": "circular"}, "no batch dimension for F.pad either"),
         )
     ),
-]  # fmt: skip
+]
 
 NORM = [
     Case("1d", partial(nn.BatchNorm1d, 9), (6, 9), "features"),
@@ -116,7 +121,9 @@ NORM = [
     Case("3d", partial(nn.BatchNorm3d, 9), (2, 9, 3, 2, 3), "volumes"),
     Case("cumulative", partial(nn.BatchNorm2d, 9, momentum=None), (4, 9, 3, 5), "plain average"),
     Case(
-        "untracked", partial(nn.BatchNorm2d, 9, track_running_stats=False), (4, 9, 3, 5),
+        "untracked",
+        partial(nn.BatchNorm2d, 9, track_running_stats=False),
+        (4, 9, 3, 5),
         "batch statistics in eval too",
     ),
     Case("layer", partial(nn.LayerNorm, 9), (4, 5, 9), "transformers"),
@@ -124,7 +131,7 @@ NORM = [
     Case("layer-vector", partial(nn.LayerNorm, 9), (9,), "no batch dimension"),
     Case("rms", partial(nn.RMSNorm, 9), (4, 5, 9), "eps None: that of the dtype"),
     Case("rms-eps", partial(nn.RMSNorm, 9, eps=1e-3), (4, 5, 9), "an eps of its own"),
-]  # fmt: skip
+]
 
 SETS = ("one", "first", "last", "ends", "odd", "all but one", "all", "none")
 
@@ -240,7 +247,7 @@ def assert_exact(
             assert found[name] is None, name
             continue
         ours = found[name]
-        assert ours.dtype == x.dtype and ours.shape == reference.shape, name
+        assert (ours.dtype, ours.shape) == (x.dtype, reference.shape), name
         if name != "x":
             frozen = torch.tensor(frozen_of(index, size), dtype=torch.long)
             rows = ours.index_select(neuron_dim(layer, name), frozen)

@@ -1,5 +1,6 @@
 import pytest
 import torch
+
 from neq_kernels import backends, planner
 
 

@@ -3,6 +3,7 @@ import pickle
 
 import pytest
 import torch
+
 from neq_kernels import ActiveSet
 from neq_kernels.active import bucket
 

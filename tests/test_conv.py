@@ -2,7 +2,6 @@
 
 import copy
 
-import neq_kernels as neq
 import pytest
 import torch
 from cases import (
@@ -20,6 +19,8 @@ from cases import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+
+import neq_kernels as neq
 
 pytestmark = [
     pytest.mark.usefixtures("poison", "one_thread"),

@@ -2,7 +2,6 @@
 
 import copy
 
-import neq_kernels as neq
 import pytest
 import torch
 from cases import (
@@ -21,6 +20,8 @@ from cases import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+
+import neq_kernels as neq
 
 pytestmark = pytest.mark.usefixtures("poison", "one_thread")
 
@@ -68,7 +69,7 @@ def test_layouts_of_x_and_dy(case, propagate, backend, path):
     shape, output = case.input, (*case.input[:-1], 11)
     plain = randn(shape, torch.float32, 5)
     dy = randn(output, torch.float32, 6)
-    xs = [plain, randn(output[:-1] + (10,), torch.float32, 5)[..., ::2]]
+    xs = [plain, randn((*output[:-1], 10), torch.float32, 5)[..., ::2]]
     if case is TOKENS:  # Conv1D itself views its input and refuses these.
         xs += [
             randn((5, 3, 2), torch.float32, 5).permute(2, 1, 0),

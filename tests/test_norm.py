@@ -2,11 +2,12 @@
 
 import copy
 
-import neq_kernels as neq
 import pytest
 import torch
 from cases import NORM, SETS, assert_exact, chosen, gradients, ids, randn
 from torch import nn
+
+import neq_kernels as neq
 
 pytestmark = pytest.mark.usefixtures("poison", "one_thread")
 

@@ -2,12 +2,13 @@
 
 import copy
 
-import neq_kernels as neq
 import pytest
 import torch
 from cases import chosen, randn, size_of, zeroed
-from neq_kernels.convert import converted_layers
 from torch import nn
+
+import neq_kernels as neq
+from neq_kernels.convert import converted_layers
 
 pytestmark = pytest.mark.usefixtures("poison", "one_thread")
 

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from cases import SETS, chosen, frozen_of, randn, zeroed
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from neq_kernels import reference
 from neq_kernels.active import ActiveSet, lists
 
