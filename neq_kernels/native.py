@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from torch import Tensor
 
 _REBUILD = "rebuild with pip install --no-build-isolation --force-reinstall --no-deps -e ."
 
@@ -28,9 +29,28 @@ def _load() -> tuple[ModuleType | None, str | None]:
     except ImportError as error:
         built = f"built for torch >= 2.10, this is torch {torch.__version__}"
         return None, f"the native extension does not load ({built}): {error}; {_REBUILD}"
+    torch.library.register_fake("neq_kernels::pack_channels", _fake_pack_channels)
     if name := os.environ.get("NEQ_CPU_ISA"):
         module.set_cpu_isa(name)
     return module, None
+
+
+def _fake_pack_channels(
+    dy: Tensor, index: Tensor, width: int, dim: int, bias: bool
+) -> tuple[Tensor, Tensor]:
+    """Shapes and strides as python/operators.cpp allocates them: channels_last where dy is."""
+    shape = list(dy.shape)
+    shape[dim] = width
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    keeps = dim % dy.dim() == 1 and dy.dim() in formats and dy.stride(1) == 1
+    memory_format = formats[dy.dim()] if keeps and not dy.is_contiguous() else None
+    packed = torch.empty(
+        shape,
+        dtype=dy.dtype,
+        device=dy.device,
+        memory_format=memory_format or torch.contiguous_format,
+    )
+    return packed, dy.new_empty(width if bias else 0)
 
 
 def _why_missing() -> str:

@@ -113,9 +113,16 @@ double copy_run(const Job& job, char* target, const char* source, int64_t n) noe
     return job.kernels.copy_strided(target, geometry.run.target / element, source,
                                     geometry.run.source / element, n);
   }
-  if (job.partial) return job.kernels.copy_run(target, source, n);
-  std::memcpy(target, source, n * geometry.element);
-  return 0;
+  if (!job.partial) {
+    std::memcpy(target, source, n * geometry.element);
+    return 0;
+  }
+  double sum = 0;
+  for (int64_t k = 0; k < n; k += kMaxRun) {
+    const int64_t at = k * geometry.element;
+    sum += job.kernels.copy_run(target + at, source + at, std::min(kMaxRun, n - k));
+  }
+  return sum;
 }
 
 void zero_run(const Geometry& geometry, char* target, int64_t n) noexcept {
@@ -144,7 +151,8 @@ class PlanePrefetch {
  public:
   PlanePrefetch(const Job& job, int64_t first, int64_t last) noexcept
       : job_(job), first_(first), last_(std::min(last, job.plan.count)) {
-    const int64_t bytes = std::min(job.geometry.run.size, kMaxRun) * job.geometry.element;
+    const int64_t bytes =
+        std::min(job.geometry.run.size, job.geometry.run_step) * job.geometry.element;
     near_bytes_ = bytes <= kPrefetchBytes ? bytes : 0;
     far_ = near_bytes_ ? 16 : 1;
   }

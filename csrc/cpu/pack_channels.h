@@ -56,7 +56,7 @@ struct Kernels {
 
 // Sums inside the kernels are in the element's Sum type: keep rows and runs at most this long.
 inline constexpr int64_t kMaxRows = 32;
-inline constexpr int64_t kMaxRun = 4096;
+inline constexpr int64_t kMaxRun = 1024;
 
 const Kernels& scalar_kernels(neq_dtype dtype) noexcept;
 #if defined(__x86_64__)

@@ -9,6 +9,7 @@ namespace {
 
 constexpr int64_t kMaxBlocks = 64;
 constexpr int64_t kBlockBytes = 64 << 10;
+constexpr int64_t kPlaneRun = 4096;
 constexpr int64_t kStridedRun = 64;
 
 int64_t element_bytes(int32_t dtype) noexcept {
@@ -171,7 +172,7 @@ Geometry understand(const neq_tensor& dy, int32_t dim, const neq_tensor& packed)
   geometry.channel = {dy.size[dim], dy.stride[dim] * element, packed.stride[dim] * element};
   geometry.outer_dims = collapse(dy, dim, packed, element, geometry.outer);
   geometry.run = {1, element, element};
-  geometry.run_step = kMaxRun;
+  geometry.run_step = kPlaneRun;
 
   const Dim* last = geometry.outer_dims ? &geometry.outer[geometry.outer_dims - 1] : nullptr;
   if (last && last->source == element && last->target == element) {

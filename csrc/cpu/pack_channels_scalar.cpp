@@ -46,12 +46,12 @@ double copy_strided(char* target, int64_t target_stride, const char* source, int
   return sum;
 }
 
-// Eight sums side by side keep the additions independent, so that a compiler can use what vectors
+// Sums side by side keep the additions independent, so that a compiler can use what vectors
 // there are without being allowed to reorder them.
 template <class Element>
 double copy_run(char* target, const char* source, int64_t n) {
   using Storage = typename Element::Storage;
-  constexpr int64_t kLanes = 8;
+  constexpr int64_t kLanes = 32;
   std::memcpy(target, source, n * sizeof(Storage));
   const auto* from = reinterpret_cast<const Storage*>(source);
   typename Element::Sum sums[kLanes] = {};
