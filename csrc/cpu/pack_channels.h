@@ -45,7 +45,8 @@ struct Kernels {
   // targets[r][i] = sources[r][index[i]] for r < rows. Only the last `exact` rows must not spill.
   void (*copy_rows)(char* const* targets, const char* const* sources, int64_t rows, int64_t exact,
                     const RowPlan& plan);
-  // sums[i] += sum over r < rows of packed[r][i]; may read past all rows but the last `exact`.
+  // sums[i] += sum over r < rows of packed[r][i], anything in their padding; may read past all rows
+  // but the last `exact`.
   void (*add_rows)(double* sums, char* const* packed, int64_t rows, int64_t exact, int64_t width);
   // Copies n neighbouring elements and returns their sum.
   double (*copy_run)(char* target, const char* source, int64_t n);

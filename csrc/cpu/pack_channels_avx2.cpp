@@ -103,9 +103,6 @@ struct Narrow {
   NEQ_AVX2_INLINE static __m256 keep_last(__m256 value, int64_t n) {
     return _mm256_and_ps(value, _mm256_castsi256_ps(load256(kLastLanes + n)));
   }
-  NEQ_AVX2_INLINE static __m256 keep_first(__m256 value, int64_t n) {
-    return _mm256_andnot_ps(_mm256_castsi256_ps(load256(kLastLanes + kLanes - n)), value);
-  }
 };
 
 struct Float32 : Float {
@@ -123,9 +120,6 @@ struct Float32 : Float {
   NEQ_AVX2_INLINE static __m256 load_vector(const float* source) { return _mm256_loadu_ps(source); }
   NEQ_AVX2_INLINE static __m256 keep_last(__m256 value, int64_t n) {
     return Narrow::keep_last(value, n);
-  }
-  NEQ_AVX2_INLINE static __m256 keep_first(__m256 value, int64_t n) {
-    return Narrow::keep_first(value, n);
   }
 };
 
@@ -146,9 +140,6 @@ struct Float64 : Double {
   }
   NEQ_AVX2_INLINE static __m256d keep_last(__m256d value, int64_t n) {
     return _mm256_and_pd(value, _mm256_castsi256_pd(load256(kLastLanes + 2 * n)));
-  }
-  NEQ_AVX2_INLINE static __m256d keep_first(__m256d value, int64_t n) {
-    return _mm256_andnot_pd(_mm256_castsi256_pd(load256(kLastLanes + 2 * (kLanes - n))), value);
   }
 };
 
@@ -213,9 +204,10 @@ NEQ_AVX2 void add_rows(double* sums, char* const* packed, int64_t rows, int64_t 
     add_to(sums + i, sum);
   }
   if (i == width) return;
+  // Lanes beyond the width hold the next rows' and end up in the padding of the sums.
   typename Element::Vector sum = {};
   sum_columns<Element, 1>(&sum, packed, rows - exact, i);
-  add_to(sums + i, Element::keep_first(sum, width - i));
+  add_to(sums + i, sum);
   for (; i < width; ++i) {
     for (int64_t r = rows - exact; r < rows; ++r) {
       sums[i] += Element::load(reinterpret_cast<const Storage*>(packed[r])[i]);
