@@ -83,7 +83,7 @@ def test_sets_that_are_no_mapping(model, names):
 
 
 def test_sets_for_a_model_that_was_not_converted():
-    with pytest.raises(KeyError, match=r"got '0'.*convert"):
+    with pytest.raises(KeyError, match=r"converted model.*neq_kernels\.convert\(model\) first"):
         neq.set_active(nn.Sequential(nn.Linear(3, 4)), {"0": [0]})
 
 

@@ -99,9 +99,7 @@ def test_inputs_stay_and_results_are_fresh(name, arguments):
 
 @pytest.mark.parametrize("channels", SETS.values(), ids=SETS)
 @pytest.mark.parametrize("columns", [False, True])
-@pytest.mark.parametrize("path", ["packed", "dense"])
-def test_linear_operators_against_the_formula(monkeypatch, path, columns, channels):
-    monkeypatch.setattr("neq_kernels.planner.choose", lambda geometry: path)
+def test_linear_operators_against_the_formula(path, columns, channels):
     mask = torch.zeros(OUT)
     mask[channels] = 1
     arguments = linear_arguments("linear_backward", channels, columns=columns)
@@ -119,9 +117,7 @@ def test_linear_operators_against_the_formula(monkeypatch, path, columns, channe
 @pytest.mark.parametrize("channels", SETS.values(), ids=SETS)
 @pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("last", [False, True])
-@pytest.mark.parametrize("path", ["packed", "dense"])
-def test_conv_operators_against_a_masked_dense_backward(monkeypatch, path, last, groups, channels):
-    monkeypatch.setattr("neq_kernels.planner.choose", lambda geometry: path)
+def test_conv_operators_against_a_masked_dense_backward(path, last, groups, channels):
     arguments = conv_arguments(channels, groups=groups, last=last, stride=2)
     dy, x, weight, *_, groups = arguments
     mask = torch.zeros(OUT)

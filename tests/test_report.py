@@ -122,9 +122,7 @@ def test_rows_say_what_each_layer_does():
     assert "1/4" in text
 
 
-@pytest.mark.parametrize("path", ["packed", "dense"])
-def test_the_path_of_the_last_backward(monkeypatch, path):
-    monkeypatch.setattr(neq.gradients.planner, "choose", lambda geometry: path)
+def test_the_path_of_the_last_backward(path):
     model = neq.convert(net())
     neq.set_active(model, {"0": [0], "4": [1, 2]})
     with neq.backends.use("torch"):
