@@ -35,7 +35,7 @@ class ActiveSet:
             TypeError: ``mask`` is not boolean.
             ValueError: ``mask`` is not one-dimensional.
         """
-        mask = torch.as_tensor(mask)
+        mask = mask if isinstance(mask, Tensor) else torch.tensor(mask, device="cpu")
         if mask.dtype != torch.bool:
             raise TypeError(
                 f"mask: expected a bool tensor, got {mask.dtype}; "
@@ -55,8 +55,9 @@ class ActiveSet:
             ValueError: ``index`` is not one-dimensional, or repeats a channel.
             IndexError: a channel is negative or not below ``size``.
         """
-        empty = not isinstance(index, Tensor) and len(index) == 0
-        index = torch.empty(0, dtype=torch.int64) if empty else torch.as_tensor(index)
+        if not isinstance(index, Tensor):
+            dtype = None if len(index) else torch.int64
+            index = torch.tensor(index, dtype=dtype, device="cpu")
         if index.dtype not in (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8):
             raise TypeError(
                 f"index: expected integers, got {index.dtype}; "
@@ -81,12 +82,12 @@ class ActiveSet:
     @classmethod
     def full(cls, size: int) -> ActiveSet:
         """All ``size`` channels active."""
-        return cls(torch.arange(size, dtype=torch.int32), size)
+        return cls(torch.arange(size, dtype=torch.int32, device="cpu"), size)
 
     @classmethod
     def empty(cls, size: int) -> ActiveSet:
         """None of ``size`` channels active."""
-        return cls(torch.empty(0, dtype=torch.int32), size)
+        return cls(torch.empty(0, dtype=torch.int32, device="cpu"), size)
 
     @property
     def is_full(self) -> bool:
@@ -98,7 +99,7 @@ class ActiveSet:
 
     def mask(self) -> Tensor:
         """A fresh bool tensor of shape ``[size]``, true where the channel is active."""
-        mask = torch.zeros(self.size, dtype=torch.bool)
+        mask = torch.zeros(self.size, dtype=torch.bool, device="cpu")
         mask[self.index.long()] = True
         return mask
 

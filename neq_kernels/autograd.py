@@ -66,8 +66,9 @@ class LinearFunction(Function):
         with _no_autocast(dy):
             if ctx.mode == "none":
                 return (linear_dgrad(dy, weight, ctx.columns), None, None, *rest)
-            # create_graph: the dense path is made of operations that can be differentiated again.
-            path = "dense" if torch.is_grad_enabled() else linear_path(dy, ctx.fan_in, channels)
+            path = linear_path(dy, ctx.fan_in, channels)
+            if torch.is_grad_enabled():
+                path, weight = "dense", _constant_rows(weight, channels, int(ctx.columns))
             ctx.taken["path"] = path
             gradients = linear_gradients(
                 dy, x, weight, channels, needed, ctx.columns, ctx.propagate, path
@@ -124,9 +125,9 @@ class ConvFunction(Function):
                 x = torch.empty_strided(*ctx.x_layout, dtype=dy.dtype, device=dy.device)
             if ctx.mode == "none":
                 return (conv_dgrad(dy, x, weight, geometry), None, None, *rest)
-            path = "dense"
-            if not torch.is_grad_enabled():
-                path = conv_path(dy, weight, channels, geometry.groups)
+            path = conv_path(dy, weight, channels, geometry.groups)
+            if torch.is_grad_enabled():
+                path, weight = "dense", _constant_rows(weight, channels, 0)
             ctx.taken["path"] = path
             gradients = conv_gradients(
                 dy, x, weight, channels, needed, geometry, ctx.propagate, path
@@ -135,10 +136,7 @@ class ConvFunction(Function):
 
 
 class MaskFunction(Function):
-    """A parameter, unchanged, whose gradient is zero where ``mask`` (bool, same shape) is false.
-
-    With ``mask`` None its gradient is None: the node only answers whoever waits for it.
-    """
+    """A parameter, unchanged, whose gradient is zero where ``mask`` (bool, same shape) is false."""
 
     @staticmethod
     def forward(parameter, mask):  # type: ignore[no-untyped-def]
@@ -148,11 +146,11 @@ class MaskFunction(Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         ctx.set_materialize_grads(False)
         _, ctx.index = inputs
-        ctx.version = None if ctx.index is None else ctx.index._version
+        ctx.version = ctx.index._version
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None) -> Any:
-        if grad is None or ctx.index is None:
+        if grad is None:
             return None, None
         _check_unchanged(ctx)
         return torch.where(ctx.index, grad, 0), None
@@ -184,6 +182,17 @@ def _check_unchanged(ctx: Any) -> None:
             "by set_active or tracker.update(); change sets between optimizer steps, or run the "
             "forward again"
         )
+
+
+def _constant_rows(weight: Tensor | None, channels: Lists, dim: int) -> Tensor | None:
+    """Under create_graph the dense path is differentiated again: there too, frozen neurons are
+    constants."""
+    if weight is None:
+        return None
+    shape = [1] * weight.dim()
+    shape[dim] = -1
+    active = (channels.inverse < channels.count).view(shape)
+    return torch.where(active, weight, weight.detach())
 
 
 def _no_autocast(like: Tensor) -> Any:

@@ -60,7 +60,7 @@ def linear_gradients(
             dx = linear_dgrad(dy, weight, columns) if needed.dx else None
             dw, db = _backend("linear_wgrad", dy)(dy, x, channels, needed.db, columns)
         return dx, dw, db if needed.db else None
-    if propagate == "active":
+    if propagate == "active" and needed.dx:
         dy = reference.mask_rows(dy, channels, dy.dim() - 1)
     dx = linear_dgrad(dy, weight, columns) if needed.dx else None
     rows, dw, db = reference.as_rows(dy), None, None
@@ -99,7 +99,7 @@ def conv_gradients(
             )
             dw, db = _backend("conv_wgrad", dy)(*arguments)
         return dx, dw, db if needed.db else None
-    if propagate == "active":
+    if propagate == "active" and needed.dx:
         dy = reference.mask_rows(dy, channels, 1)
     dx = dw = None
     if needed.dx or needed.dw:

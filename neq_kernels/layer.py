@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from neq_kernels.active import ActiveSet
 
@@ -97,19 +98,25 @@ class NEqLayer(nn.Module):
 
     def _adopt(self, propagate: str) -> None:
         """Become sparse: called once, when convert has changed the class of the module."""
-        size, device = self.weight.shape[self._neuron_dim("weight")], self.weight.device
         self.propagate = propagate
-        self._index = torch.empty(size, dtype=torch.int32, device=device)
-        self._mask = torch.empty(size, dtype=torch.bool, device=device)
-        self._count = torch.tensor(0)
         self._taken = {}
-        self._fill(ActiveSet.full(size))
+        self._active = ActiveSet.full(self.weight.shape[self._neuron_dim("weight")])
+        self._allocate()
 
     def unconvert(self) -> None:
         """Become torch's own layer again; use :func:`neq_kernels.revert` for a whole model."""
         for name in ("_index", "_mask", "_count", "_taken", "_active", "_propagate"):
             self.__dict__.pop(name, None)
         self.__class__ = self.origin  # type: ignore[assignment]
+
+    def _allocate(self) -> None:
+        # Made in inference mode, they could not be filled outside of it.
+        size, device = self._active.size, self.weight.device
+        with torch.inference_mode(False):
+            self._index = torch.empty(size, dtype=torch.int32, device=device)
+            self._mask = torch.empty(size, dtype=torch.bool, device=device)
+            self._count = torch.tensor(0, device="cpu")
+        self._fill(self._active)
 
     def _fill(self, active: ActiveSet) -> None:
         self._active = active
@@ -122,12 +129,16 @@ class NEqLayer(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         super()._apply(fn, recurse)
-        if self._index.device != self.weight.device:
-            device = self.weight.device
-            self._index = torch.empty_like(self._index, device=device)
-            self._mask = torch.empty_like(self._mask, device=device)
-            self._fill(self._active)
+        self._follow_weight()
         return self
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._follow_weight()
+
+    def _follow_weight(self) -> None:
+        if self._index.device != self.weight.device:
+            self._allocate()
 
     def _mode(self, x: Tensor) -> str:
         """How this forward meets its set: "plain" where torch's own layer does the same thing,
@@ -143,7 +154,7 @@ class NEqLayer(nn.Module):
             return "plain"
         if compiling:
             return "opaque"
-        if torch._C._are_functorch_transforms_active():
+        if transforming():
             return "masked"
         if not self._active.is_empty:
             return "some"
@@ -163,6 +174,10 @@ class NEqLayer(nn.Module):
         if mode == "detached":
             x = x.detach() if self._propagate == "active" else x
             return self._compute(x, self.weight.detach(), None if bias is None else bias.detach())
+        if mode in ("none", "cut"):
+            # No part of this node: a reducer that waits for them is answered by the tether.
+            weight, bias = self.weight.detach(), None if bias is None else bias.detach()
+            return self._sparse(mode, *cast_for_autocast(x, weight, bias))
         return self._sparse(mode, *cast_for_autocast(x, self.weight, bias))
 
     def _masked(self, x: Tensor, bias: Tensor | None) -> Tensor:
@@ -228,6 +243,12 @@ def cast_for_autocast(x: Tensor, *parameters: Tensor | None) -> tuple[Any, ...]:
         t if t is None or t.dtype == torch.float64 or not t.is_floating_point() else t.to(dtype)
         for t in (x, *parameters)
     )
+
+
+def transforming() -> bool:
+    """Whether a transform of torch.func or forward-mode differentiation is at work, which see
+    through torch's own operations only."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def distributed() -> bool:

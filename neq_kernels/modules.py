@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from neq_kernels.autograd import ConvFunction, LinearFunction, MaskFunction, conv1d_forward
-from neq_kernels.layer import NEqLayer, distributed
+from neq_kernels.layer import NEqLayer
 
 
 class NEqLinear(NEqLayer, nn.Linear):
@@ -108,20 +108,18 @@ class _NEqNorm(NEqLayer):
         mode = self._mode(x)
         if mode == "plain":
             return super(NEqLayer, self).forward(x)
-        weight, bias = (self._guarded(mode, name, x) for name in ("weight", "bias"))
+        weight, bias = (self._guarded(mode, name) for name in ("weight", "bias"))
         return self._normalise(x, weight, bias)
 
-    def _guarded(self, mode: str, name: str, x: Tensor) -> Tensor | None:
+    def _guarded(self, mode: str, name: str) -> Tensor | None:
         parameter = getattr(self, name, None)
         if parameter is None or not parameter.requires_grad:
             return parameter
         if mode in ("opaque", "masked"):
             return self._mask_rows(parameter, name)
-        if not self._active.is_empty:
-            return MaskFunction.apply(parameter, self._mask)
-        if x.requires_grad and distributed():
-            return MaskFunction.apply(parameter, None)
-        return parameter.detach()
+        if self._active.is_empty:
+            return parameter.detach()
+        return MaskFunction.apply(parameter, self._mask)
 
     def _normalise(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
         raise NotImplementedError

@@ -148,7 +148,9 @@ def _conv_backward(
     path = conv_path(dy, weight, channels, groups)
     needed = Needed(True, True, bias)
     dx, dw, db = conv_gradients(dy, x, weight, channels, needed, geometry, "active", path)
-    return _given(dx), _given(dw), _given(db, dy)
+    # The fake promised the strides of x; vendor kernels may have followed dy's.
+    dx = reference.with_strides(_given(dx), torch.empty_like(x, device="meta"))
+    return dx, _given(dw), _given(db, dy)
 
 
 def _mask_rows(grad: Tensor, index: Tensor, count: Tensor, dim: int) -> Tensor:
@@ -175,6 +177,14 @@ def _checked_lists(dy: Tensor, axis: int, x: Tensor | None, index: Tensor, count
             f"x: expected {dy.dtype} on {dy.device} like dy, got {x.dtype} on {x.device}; "
             "cast or move one of them"
         )
+    rows = slice(0, 1) if axis == 1 else slice(0, -1)
+    if x is not None and x.shape[rows] != dy.shape[rows]:
+        raise ValueError(
+            f"x: expected {list(dy.shape[rows])} before its channels like dy, got "
+            f"{list(x.shape[rows])}; pass the input of the forward that dy belongs to"
+        )
+    if not 0 <= int(count) <= index.numel():
+        raise ValueError(f"count: expected in [0, {index.numel()}], got {int(count)}")
     return lists(index, count)
 
 

@@ -43,8 +43,8 @@ def linear_wgrad(
     Shapes: dy ``[..., O]``, x ``[..., I]``; dW ``[O, I]``, or ``[I, O]`` when ``columns``.
     """
     width = _whole_blocks(lists)
-    packed, sums = pack(as_rows(dy), lists.padded[:width], width, 1, bias)
-    return _linear_rows(packed, sums, as_rows(x), lists, bias, columns)
+    packed, sums = pack(dy, lists.padded[:width], width, dy.dim() - 1, bias)
+    return _linear_rows(as_rows(packed), sums, as_rows(x), lists, bias, columns)
 
 
 def linear_backward(
@@ -60,7 +60,8 @@ def linear_backward(
     :func:`linear_wgrad`, from one packing of ``dy``."""
     width = _whole_blocks(lists)
     index = lists.padded[:width]
-    packed, sums = pack(as_rows(dy), index, width, 1, bias)
+    packed, sums = pack(dy, index, width, dy.dim() - 1, bias)
+    packed = as_rows(packed)
     kept = weight.index_select(int(columns), index.clamp(min=0))
     dx = packed @ (kept.t() if columns else kept)
     return dx.view(x.shape), *_linear_rows(packed, sums, as_rows(x), lists, bias, columns)
@@ -217,10 +218,10 @@ def with_strides(grad: Tensor, like: Tensor) -> Tensor:
     """``grad`` in the strides of ``like``, as autograd must have it to take it over uncopied."""
     if grad.stride() == like.stride():
         return grad
-    differ = (
+    differs = (
         a != b and n != 1 for n, a, b in zip(grad.shape, grad.stride(), like.stride(), strict=True)
     )
-    if any(differ):
+    if any(differs):
         strided = torch.empty_strided(
             like.shape, like.stride(), dtype=grad.dtype, device=grad.device
         )
