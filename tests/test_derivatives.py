@@ -49,7 +49,7 @@ class _Masked:
 @each_kind
 @each_propagate
 @pytest.mark.parametrize("index", [(1, 4), ()], ids=["some", "none"])
-def test_gradient_penalty(case, propagate, index):
+def test_gradient_penalty(case, propagate, index, path):
     if propagate == "active" and not index and case.layer().weight.dim() > 1:
         pytest.skip("nothing passes: there is no first derivative")
     layer = converted(case, index, propagate, torch.float64)
@@ -71,7 +71,7 @@ def test_gradient_penalty(case, propagate, index):
 
 @each_kind
 @each_propagate
-def test_second_derivatives_of_the_weight_gradient(case, propagate):
+def test_second_derivatives_of_the_weight_gradient(case, propagate, path):
     layer = converted(case, (1, 4), propagate, torch.float64)
     truth = _Masked(case, (1, 4), propagate)
     found = []
@@ -85,7 +85,7 @@ def test_second_derivatives_of_the_weight_gradient(case, propagate):
 
 
 @each_kind
-def test_gradgradcheck(case):
+def test_gradgradcheck(case, path):
     layer = converted(case, dtype=torch.float64)
     if isinstance(layer, nn.BatchNorm2d):
         layer.eval()

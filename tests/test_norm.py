@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from cases import NORM, SETS, assert_exact, chosen, gradients, ids, randn
+from cases import NORM, SETS, assert_exact, by_name, chosen, gradients, ids, randn
 from torch import nn
 
 import neq_kernels as neq
@@ -51,6 +51,16 @@ def test_running_statistics_are_torchs_bit_for_bit(case, name):
     ours, torchs = layer.state_dict(), plain.state_dict()
     assert list(ours) == list(torchs)
     assert all(torch.equal(ours[key], torchs[key]) for key in torchs)
+
+
+def test_statistics_that_stop_being_tracked():
+    plain, layer = pair(by_name(NORM, "2d"), [1, 4])
+    for model in (plain, layer):
+        model.track_running_stats = False
+    x = by_name(NORM, "2d").x()
+    assert torch.equal(layer(x), plain(x))
+    assert torch.equal(layer.running_mean, plain.running_mean)
+    assert torch.equal(layer.running_var, plain.running_var)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

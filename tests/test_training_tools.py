@@ -88,6 +88,28 @@ def test_autocast(case, inside):
         assert parameter.dtype == torch.float32
 
 
+@each_kind
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_backward_alone_under_autocast_keeps_its_dtype(case, dtype, path):
+    found = []
+    for inside in (False, True):
+        layer = converted(case, dtype=dtype)
+        y = layer(case.x(dtype))
+        with torch.autocast("cpu", torch.bfloat16, enabled=inside):
+            y.sin().sum().backward()
+        found.append(grads(layer))
+    assert_same(*found)
+
+
+@each_kind
+def test_autocast_leaves_float64_alone(case):
+    layer, plain, x = converted(case), case.layer(), case.x(torch.float64)
+    layer.double()
+    plain.double()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(layer(x), plain(x))
+
+
 def test_grad_scaler_scales_and_skips():
     model = net()
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
