@@ -78,7 +78,7 @@ def draw(layers: Mapping[str, Speedups], active: float, path: Path) -> None:
             loc="right",
             fontweight="bold",
         )
-        axes.legend(loc="lower right")
+        figure.legend(loc="outside lower center", ncols=4)
         figure.savefig(path, dpi=120)
 
 
