@@ -14,6 +14,9 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+import neq_kernels as neq
+from neq_kernels.layer import NEqLayer
+
 SIZE_WITHOUT_BATCH = {nn.Conv1d: 2, nn.Conv2d: 3, nn.Conv3d: 4}
 
 
@@ -143,6 +146,11 @@ def conv1d_columns(case: Case) -> Case:
     linear = case.make()
     make = partial(Conv1D, linear.out_features, linear.in_features)
     return Case(f"columns-{case.name}", make, case.input, case.reason)
+
+
+def inside(layer: nn.Module, propagate: str = "all") -> NEqLayer:
+    """``layer`` converted as part of a model: what a model does for its output stays away."""
+    return neq.convert(nn.Sequential(layer), propagate=propagate)[0]
 
 
 def ids(cases: list[Case]) -> list[str]:

@@ -13,6 +13,7 @@ from cases import (
     chosen,
     gradients,
     ids,
+    inside,
     randn,
     size_of,
 )
@@ -41,7 +42,7 @@ def check(case, index, propagate="all", dtype=torch.float32, layout=None, x=None
     y = plain(x)
     if dy is None:
         dy = torch.empty_like(y).copy_(randn(y.shape, dtype, seed=3))
-    layer = neq.convert(copy.deepcopy(plain), propagate=propagate)
+    layer = inside(copy.deepcopy(plain), propagate)
     layer.set_active(index)
     ours = layer(x)
     assert torch.equal(ours, y), "the forward differs from torch's"
@@ -104,7 +105,7 @@ def test_layouts_of_x_weight_and_dy(name, propagate, backend, path):
         for given_dy in dys:
             for layout in (None, torch.channels_last):
                 plain = case.layer().to(memory_format=layout or torch.contiguous_format)
-                layer = neq.convert(copy.deepcopy(plain), propagate=propagate)
+                layer = inside(copy.deepcopy(plain), propagate)
                 layer.set_active(index)
                 given_x = x.detach().requires_grad_()
                 found = gradients(layer, given_x, given_dy)
@@ -121,7 +122,7 @@ def test_only_what_is_asked_for(name, wanted, propagate, path):
         plain = case.layer()
         plain.weight.requires_grad_(bool(wanted & 2))
         plain.bias.requires_grad_(bool(wanted & 4))
-        layer = neq.convert(copy.deepcopy(plain), propagate=propagate)
+        layer = inside(copy.deepcopy(plain), propagate)
         layer.set_active(index)
         x = case.x().detach().requires_grad_(bool(wanted & 1))
         y = layer(x)

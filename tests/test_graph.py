@@ -5,7 +5,7 @@ import weakref
 
 import pytest
 import torch
-from cases import randn
+from cases import inside, randn
 from kinds import (
     assert_frozen_rows_zero,
     assert_same,
@@ -127,8 +127,20 @@ def test_none_active_saves_no_input_and_gives_no_gradient(case):
 
 @products
 def test_none_active_above_no_gradient_leaves_the_graph(case):
-    layer = converted(case, ())
+    layer = inside(case.layer())
+    layer.set_active([])
     assert not layer(case.x().detach()).requires_grad
+
+
+@each_kind
+@each_propagate
+def test_backward_through_a_model_frozen_whole_does_nothing(case, propagate):
+    model = neq.convert(nn.Sequential(case.layer()), propagate=propagate)
+    model[0].set_active([])
+    y = model(case.x().detach())
+    y.sum().backward()
+    assert torch.equal(y, case.layer()(case.x()))
+    assert all(p.grad is None for p in model.parameters())
 
 
 @products

@@ -14,6 +14,7 @@ from cases import (
     conv1d_columns,
     gradients,
     ids,
+    inside,
     randn,
     size_of,
 )
@@ -36,7 +37,7 @@ def check(case, index, propagate="all", dtype=torch.float32, x=None, dy=None):
     x = case.x(dtype) if x is None else x
     y = plain(x)
     dy = randn(y.shape, dtype, seed=3) if dy is None else dy
-    layer = neq.convert(copy.deepcopy(plain), propagate=propagate)
+    layer = inside(copy.deepcopy(plain), propagate)
     layer.set_active(index)
     assert torch.equal(layer(x), y), "the forward differs from torch's"
     cut = propagate == "active" and not index
@@ -105,7 +106,7 @@ def test_sum_of_the_output(backend):
 def test_only_what_is_asked_for(wanted, propagate, path):
     wants = {"x": wanted & 1, "weight": wanted & 2, "bias": wanted & 4}
     for index in ([0, 3, 4], [], list(range(11))):
-        layer = neq.convert(TOKENS.layer(), propagate=propagate)
+        layer = inside(TOKENS.layer(), propagate)
         plain = TOKENS.layer()
         for model in (layer, plain):
             model.weight.requires_grad_(bool(wants["weight"]))

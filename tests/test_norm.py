@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from cases import NORM, SETS, assert_exact, by_name, chosen, gradients, ids, randn
+from cases import NORM, SETS, assert_exact, by_name, chosen, gradients, ids, inside, randn
 from torch import nn
 
 import neq_kernels as neq
@@ -17,7 +17,7 @@ BATCH = [case for case in NORM if issubclass(case.make.func, nn.modules.batchnor
 
 def pair(case, index, propagate="all", dtype=torch.float32):
     plain = case.layer(dtype)
-    layer = neq.convert(copy.deepcopy(plain), propagate=propagate)
+    layer = inside(copy.deepcopy(plain), propagate)
     layer.set_active(index)
     return plain, layer
 

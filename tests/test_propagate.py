@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from cases import chosen, randn, size_of, zeroed
+from cases import chosen, inside, randn, size_of, zeroed
 from torch import nn
 
 import neq_kernels as neq
@@ -119,7 +119,7 @@ def test_the_choice_is_that_of_the_forward():
 
 @pytest.mark.parametrize("kind", [nn.Linear(4, 6), nn.Conv2d(4, 6, 1), nn.Conv1d(4, 6, 1)])
 def test_a_layer_frozen_whole_cuts(kind):
-    layer = neq.convert(copy.deepcopy(kind), propagate="active")
+    layer = inside(copy.deepcopy(kind), "active")
     layer.set_active([])
     shape = {2: (3, 4), 3: (3, 4, 5), 4: (3, 4, 5, 5)}[layer.weight.dim()]
     assert not layer(torch.randn(shape, requires_grad=True)).requires_grad
