@@ -9,7 +9,7 @@ import sysconfig
 from importlib.util import find_spec
 from pathlib import Path
 
-from setuptools import Extension, setup
+from setuptools import Extension, __version__, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
@@ -72,6 +72,11 @@ class CMakeBuild(build_ext):
         shutil.copy2(next(build.glob("_C*.so")), target)
 
 
+if int(__version__.partition(".")[0]) < 77:
+    raise SystemExit(
+        f"neq_kernels: expected setuptools >= 77, found {__version__}. First pip install -U "
+        "setuptools, or leave out --no-build-isolation."
+    )
 native = choice("NEQ_NATIVE", "1", ("0", "1")) == "1"
 setup(
     ext_modules=[Extension("neq_kernels._C", sources=[])] if native else [],

@@ -32,7 +32,9 @@ def pack_channels(
     if dim == 1 and dy.dim() in (4, 5) and not dy.is_contiguous():
         packed = packed.contiguous(memory_format=_channels_last(dy.dim()))
     others = [d for d in range(dy.dim()) if d != dim]
-    return packed, packed.sum(others) if bias else dy.new_empty(0)
+    if not bias:
+        return packed, dy.new_empty(0)
+    return packed, packed.sum(others) if others else packed.clone()
 
 
 def linear_wgrad(

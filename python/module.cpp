@@ -37,8 +37,7 @@ py::dict build_info() {
   using namespace py::literals;
   return py::dict("compiler"_a = NEQ_COMPILER, "flags"_a = NEQ_FLAGS,
                   "torch_target"_a = NEQ_TORCH_TARGET, "torch_built_with"_a = NEQ_TORCH_VERSION,
-                  "cuda"_a = py::bool_(NEQ_WITH_CUDA),
-                  "cuda_architectures"_a = NEQ_CUDA_ARCHITECTURES, "cpu_isas"_a = cpu_isas());
+                  "cuda"_a = false, "cuda_architectures"_a = "", "cpu_isas"_a = cpu_isas());
 }
 
 }  // namespace
