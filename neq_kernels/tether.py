@@ -1,8 +1,9 @@
-"""Tie the parameters of frozen layers to the output of a model trained by several processes.
+"""Tie the parameters of frozen layers to the output of a model.
 
 A frozen prefix of the network is not part of the autograd graph, but the reducer of
-DistributedDataParallel waits for every parameter. A node at the output that hands each of them the
-gradient None answers it, and runs no backward below.
+DistributedDataParallel waits for every parameter; and a network frozen whole has no graph, so that
+``loss.backward()`` would raise. A node at the output that hands each of those parameters the
+gradient None answers both, and runs no backward below.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 
-from neq_kernels.layer import NEqLayer, distributed
+from neq_kernels.layer import NEqLayer, distributed, transforming
 
 
 class Tether(Function):
@@ -36,8 +37,11 @@ class Tether(Function):
 
 
 def after_forward(model: nn.Module, inputs: Any, output: Any) -> Any:
-    """Forward hook of a converted model: the output, tethered in a process group."""
-    if torch.compiler.is_compiling() or not torch.is_grad_enabled() or not distributed():
+    """Forward hook of a converted model: the output, tethered where somebody needs it to be."""
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled() or transforming():
+        return None
+    everywhere = distributed()
+    if not everywhere and isinstance(output, Tensor) and output.requires_grad:
         return None
     parameters = [
         parameter
@@ -50,9 +54,10 @@ def after_forward(model: nn.Module, inputs: Any, output: Any) -> Any:
         return None
     in_graph: list[bool] = []
     _map_tensors(output, lambda tensor: in_graph.append(tensor.requires_grad) or tensor)  # type: ignore[func-returns-value]
+    if any(in_graph) and not everywhere:
+        return None
 
     def tie(tensor: Tensor) -> Tensor:
-        # A network frozen whole has no output in the graph: then any will do.
         needs = tensor.requires_grad or not any(in_graph)
         return Tether.apply(tensor, *parameters) if needs else tensor
 
