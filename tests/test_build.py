@@ -1,0 +1,255 @@
+"""What setup.py and CMake say when something is missing, and what the built extension exposes."""
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+import torch
+
+from neq_kernels import native
+
+ROOT = Path(__file__).parent.parent
+COMPILERS = ("cc", "c++", "gcc", "g++", "as", "ld", "ar", "ranlib")
+
+needs_cmake = pytest.mark.skipif(
+    not (shutil.which("cmake") and shutil.which("ninja")), reason="needs cmake and ninja on PATH"
+)
+needs_extension = pytest.mark.skipif(not native.available(), reason=str(native.why_not()))
+
+
+def _tools(tmp_path, *names, **scripts):
+    """A PATH that holds these programs, those of them that exist here, and shell scripts."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name in names:
+        if found := shutil.which(name):
+            (folder / name).symlink_to(found)
+    for name, script in scripts.items():
+        (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+        (folder / name).chmod(0o755)
+    return str(folder)
+
+
+def _run(*command, **environment):
+    """Exit status, and the output with all white space as single blanks."""
+    done = subprocess.run(
+        [str(part) for part in command],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    return done.returncode, " ".join(done.stdout.split())
+
+
+def _build(tmp_path, python=(sys.executable,), **environment):
+    pytest.importorskip("setuptools", "77")
+    return _run(
+        *python,
+        "setup.py",
+        "-q",
+        "build_ext",
+        "-b",
+        tmp_path / "lib",
+        "-t",
+        tmp_path,
+        **environment,
+    )
+
+
+@pytest.fixture
+def bare_python(tmp_path):
+    """An interpreter without torch that can import setuptools and pybind11."""
+    for name in ("setuptools", "pybind11"):
+        pytest.importorskip(name)
+    base = sysconfig.get_paths(vars={"base": sys.base_prefix, "platbase": sys.base_prefix})
+    if Path(base["purelib"], "torch").exists():
+        pytest.skip("the base interpreter has a torch of its own")
+    packages = tmp_path / "packages"
+    packages.mkdir()
+    for name in ("setuptools", "_distutils_hack", "pybind11"):
+        found = Path(importlib.util.find_spec(name).submodule_search_locations[0])
+        for part in (found, *found.parent.glob(f"{name}-*.dist-info")):
+            (packages / part.name).symlink_to(part)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
+    environment = {"PYTHONPATH": str(packages), "HOME": str(tmp_path)}
+    return tmp_path / "venv" / "bin" / "python", environment
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [("NEQ_NATIVE", "yes", "0 or 1"), ("NEQ_CUDA", "1", "AUTO or ON")],
+)
+def test_wrong_switches_are_refused(tmp_path, name, value, expected):
+    status, output = _build(tmp_path, **{name: value})
+    assert status
+    assert f"neq_kernels: {name}: expected {expected}" in output
+    assert f"got '{value}'." in output
+
+
+def test_neq_native_0_needs_no_tool(tmp_path):
+    status, output = _build(tmp_path, NEQ_NATIVE="0", PATH=str(tmp_path))
+    assert (status, output) == (0, "")
+    assert not (tmp_path / "lib").exists()
+
+
+def test_missing_cmake_is_named(tmp_path):
+    status, output = _build(tmp_path, PATH=str(tmp_path))
+    assert status
+    assert "expected cmake on PATH, found none" in output
+    assert "pip install cmake ninja pybind11" in output
+    assert "NEQ_NATIVE=0" in output
+
+
+def test_missing_torch_is_named(tmp_path, bare_python):
+    python, environment = bare_python
+    tools = _tools(tmp_path, cmake="exit 1", ninja="exit 1")
+    status, output = _build(tmp_path, [python], **environment, PATH=tools)
+    assert status
+    assert "expected torch >= 2.10 installed for" in output
+    assert "First pip install torch" in output
+
+
+def test_an_isolated_build_finds_the_interpreters_torch(tmp_path, bare_python):
+    """Like pip's, this sitecustomize takes the interpreter's own packages out of sys.path."""
+    python, environment = bare_python
+    hide = "import sys; sys.path[:] = [p for p in sys.path if not p.endswith('site-packages')]"
+    Path(environment["PYTHONPATH"], "sitecustomize.py").write_text(hide)
+    home = next((tmp_path / "venv").glob("lib/python*/site-packages"))
+    (home / "torch").mkdir()
+    (home / "torch" / "version.py").write_text("raise ImportError('must not be imported')")
+    tools = _tools(tmp_path, cmake='echo "$@"; exit 1', ninja="exit 1")
+    status, output = _build(tmp_path, [python], **environment, PATH=tools)
+    assert status
+    assert f"-DNEQ_TORCH_DIR={home / 'torch'}" in output
+    assert "the native build failed, see above. NEQ_NATIVE=0" in output
+
+
+def _configure(tmp_path, path, *options):
+    build = ["-S", ROOT, "-B", tmp_path / "build", "-G", "Ninja"]
+    cleared = {"CXX": "", "CUDA_HOME": "", "CUDA_PATH": ""}
+    return _run("cmake", *build, *options, **cleared, PATH=path)
+
+
+@needs_cmake
+def test_missing_compiler_is_named(tmp_path):
+    status, output = _configure(tmp_path, _tools(tmp_path, "cmake", "ninja"))
+    assert status
+    assert "expected a C++17 compiler, found none" in output
+    assert "apt-get install g++" in output
+    assert "NEQ_NATIVE=0" in output
+
+
+@needs_cmake
+@pytest.mark.parametrize(
+    ("cuda", "nvcc", "expected"),
+    [
+        ("AUTO", False, "neq_kernels: found no nvcc, building CPU-only"),
+        ("AUTO", True, "neq_kernels: building CPU-only, this version has no CUDA operators yet"),
+        ("OFF", True, "neq_kernels: building CPU-only"),
+        ("ON", False, "expected the CUDA compiler, found no nvcc on PATH or in CUDA_HOME."),
+        ("ON", True, "this version has no CUDA operators yet, there is nothing to build"),
+        ("on", True, "NEQ_CUDA: expected AUTO, ON or OFF, got 'on'"),
+    ],
+)
+def test_cuda_is_decided_by_the_compiler(tmp_path, cuda, nvcc, expected):
+    scripts = {"nvcc": "exit 0"} if nvcc else {}
+    tools = _tools(tmp_path, "cmake", "ninja", *COMPILERS, **scripts)
+    status, output = _configure(tmp_path, tools, f"-DNEQ_CUDA={cuda}", "-DNEQ_TORCH_DIR=/nowhere")
+    assert status
+    assert expected in output
+    goes_on = "expected the folder of an installed torch, got '/nowhere'" in output
+    assert goes_on == (cuda in ("AUTO", "OFF"))
+
+
+@needs_cmake
+def test_a_torch_without_the_stable_abi_is_refused(tmp_path):
+    (tmp_path / "version.py").write_text("__version__ = '2.9.1+cpu'\n")
+    tools = _tools(tmp_path, "cmake", "ninja", *COMPILERS)
+    status, output = _configure(tmp_path, tools, f"-DNEQ_TORCH_DIR={tmp_path}")
+    assert status
+    assert "expected torch >= 2.10" in output
+    assert "found 2.9.1+cpu" in output
+
+
+@needs_cmake
+def test_the_c_abi_under_the_sanitizers():
+    """tests/cpp: no torch, no Python, buffers of exactly the right size."""
+    build = ROOT / "build" / "cpp"
+    commands = [
+        ("cmake", "-S", ROOT / "tests" / "cpp", "-B", build, "-G", "Ninja"),
+        ("cmake", "--build", build),
+        ("ctest", "--test-dir", build, "--output-on-failure", "--no-tests=error"),
+    ]
+    for command in commands:
+        status, output = _run(*command)
+        assert status == 0, output
+
+
+def _package_without_extension(tmp_path, **files):
+    copy = shutil.ignore_patterns("*.so", "__pycache__")
+    shutil.copytree(ROOT / "neq_kernels", tmp_path / "neq_kernels", ignore=copy)
+    for name, content in files.items():
+        (tmp_path / "neq_kernels" / name).write_text(content)
+    code = "import neq_kernels.native as n; print(n.available(), n.why_not())"
+    return _run(sys.executable, "-c", code, PYTHONPATH=str(tmp_path), PYTHONSAFEPATH="1")
+
+
+@pytest.mark.parametrize(
+    ("file", "expected"),
+    [
+        (None, "the native extension was not built (installed with NEQ_NATIVE=0"),
+        ("_C.cpython-36-x.so", "was built for another Python (_C.cpython-36-x.so)"),
+        (
+            f"_C{sysconfig.get_config_var('EXT_SUFFIX')}",
+            f"does not load (built for torch >= 2.10, this is torch {torch.__version__})",
+        ),
+    ],
+)
+def test_import_works_without_the_extension_and_says_why(tmp_path, file, expected):
+    status, output = _package_without_extension(tmp_path, **({file: "no ELF"} if file else {}))
+    assert status == 0
+    assert output.startswith("False ")
+    assert expected in output
+    assert "rebuild with pip install --no-build-isolation" in output
+
+
+@needs_extension
+def test_build_info_says_what_was_built():
+    info = native.build_info()
+    assert info["torch_target"] == "2.10"
+    assert info["cuda"] is False
+    assert "scalar" in info["cpu_isas"]
+    assert native.cpu_isa() in info["cpu_isas"]
+    assert "march=native" not in info["flags"]
+
+
+def _extension():
+    return next((ROOT / "neq_kernels").glob(f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"))
+
+
+@needs_extension
+@pytest.mark.skipif(not shutil.which("nm"), reason="needs nm")
+def test_only_the_module_and_the_c_abi_are_exported():
+    output = subprocess.check_output(["nm", "-D", "--defined-only", _extension()], text=True)
+    names = {line.split()[-1] for line in output.splitlines()}
+    assert "PyInit__C" in names
+    assert "neq_pack_channels_cpu" in names
+    assert not {name for name in names if name != "PyInit__C" and not name.startswith("neq_")}
+
+
+@needs_extension
+@pytest.mark.skipif(not shutil.which("readelf"), reason="needs readelf")
+def test_of_torch_only_the_stable_abis_library_is_linked():
+    output = subprocess.check_output(["readelf", "-d", _extension()], text=True)
+    needed = {line.split("[")[1].rstrip("]") for line in output.splitlines() if "NEEDED" in line}
+    assert {name for name in needed if "torch" in name or "c10" in name} == {"libtorch_cpu.so"}
+    assert not {name for name in needed if "gomp" in name or "python" in name}
+    assert "RUNPATH" not in output
+    assert "RPATH" not in output
