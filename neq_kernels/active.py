@@ -20,12 +20,15 @@ class ActiveSet:
         index: the active channels in rising order, int32, shape ``[count]``. Do not write to it.
         count: how many channels are active.
         size: how many channels there are.
+        is_full, is_empty: whether all, or none, are active.
     """
 
     def __init__(self, index: Tensor, size: int) -> None:
         self.index = index
         self.size = size
         self.count = index.numel()
+        self.is_full = self.count == size
+        self.is_empty = self.count == 0
 
     @classmethod
     def from_mask(cls, mask: Tensor | Sequence[bool]) -> ActiveSet:
@@ -88,14 +91,6 @@ class ActiveSet:
     def empty(cls, size: int) -> ActiveSet:
         """None of ``size`` channels active."""
         return cls(torch.empty(0, dtype=torch.int32, device="cpu"), size)
-
-    @property
-    def is_full(self) -> bool:
-        return self.count == self.size
-
-    @property
-    def is_empty(self) -> bool:
-        return self.count == 0
 
     def mask(self) -> Tensor:
         """A fresh bool tensor of shape ``[size]``, true where the channel is active."""

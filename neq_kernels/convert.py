@@ -105,7 +105,7 @@ def _detach(model: nn.Module) -> None:
         for key in [k for k, hook in hooks.items() if hook in ours]:
             del hooks[key]
             model._forward_hooks_always_called.pop(key, None)
-    for name in ("_neq_layers", "_forward_flops", "_unreached"):
+    for name in ("_neq_layers", "_forward_flops", "_unreached", "_seen_change"):
         model.__dict__.pop(name, None)
 
 
@@ -149,7 +149,7 @@ def set_active(model: nn.Module, active: Mapping[str, Chosen]) -> None:
         except (TypeError, ValueError, IndexError) as error:
             raise type(error)(f"layer {name!r}: {error}") from error
     for name, chosen_set in checked.items():
-        layers[name]._fill(chosen_set)
+        layers[name]._choose(chosen_set)
 
 
 def get_active(model: nn.Module) -> dict[str, ActiveSet]:

@@ -113,7 +113,10 @@ _watches: WeakKeyDictionary[nn.Module, _Watch] = WeakKeyDictionary()
 
 
 def before_forward(model: nn.Module, inputs: Any) -> None:
-    """Forward pre-hook of a converted model: watch the first eager forward."""
+    """Forward pre-hook of a converted model: watch the first eager forward.
+
+    It stays when that is over: a model compiled before would be compiled anew without it.
+    """
     if "_forward_flops" in model.__dict__:
         return
     traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]

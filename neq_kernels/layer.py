@@ -15,6 +15,18 @@ Chosen = Tensor | Sequence[bool] | Sequence[int] | ActiveSet | None
 PROPAGATE = ("all", "active")
 
 
+class _Changes:
+    """Tells whether any layer's set or mode has changed: ``last`` is then another object."""
+
+    last = object()
+
+    def note(self) -> None:
+        self.last = object()
+
+
+changes = _Changes()
+
+
 class NEqLayer(nn.Module):
     """A layer whose neurons (output channels) can be frozen one by one.
 
@@ -55,6 +67,7 @@ class NEqLayer(nn.Module):
         if value not in PROPAGATE:
             raise ValueError(f"propagate: expected one of {', '.join(PROPAGATE)}, got {value!r}")
         self._propagate = value
+        changes.note()
 
     def set_active(self, active: Chosen) -> None:
         """Choose the active neurons: a bool mask ``[size]``, channel numbers, an
@@ -65,7 +78,7 @@ class NEqLayer(nn.Module):
             ValueError: wrong length or device, or a channel twice.
             IndexError: a channel out of range.
         """
-        self._fill(self._as_set(active))
+        self._choose(self._as_set(active))
 
     def neuron_parameters(self) -> list[tuple[str, nn.Parameter, int]]:
         """(name, parameter, dimension that counts neurons) of each parameter made of neurons."""
@@ -118,11 +131,16 @@ class NEqLayer(nn.Module):
             self._count = torch.tensor(0, device="cpu")
         self._fill(self._active)
 
+    def _choose(self, active: ActiveSet) -> None:
+        # The same set again is no change: a graph made with it stays good.
+        if active != self._active:
+            self._fill(active)
+
     def _fill(self, active: ActiveSet) -> None:
         self._active = active
         self._taken.clear()
-        # inference_mode would otherwise make these updates invisible to autograd's version check.
-        with torch.inference_mode(False), torch.no_grad():
+        changes.note()
+        with torch.no_grad():
             self._index.fill_(-1)[: active.count].copy_(active.index)
             self._count.fill_(active.count)
             self._mask.copy_(active.mask())
@@ -144,15 +162,13 @@ class NEqLayer(nn.Module):
         """How this forward meets its set: "plain" where torch's own layer does the same thing,
         "detached" where no gradient is wanted, "masked" under torch.func's transforms, else one of
         the modes of :mod:`neq_kernels.autograd`."""
-        compiling = torch.compiler.is_compiling()
-        # Compiled code must not look at the set: a guard on it would recompile at every change.
-        if not torch.is_grad_enabled() or (not compiling and self._active.is_full):
+        if not torch.is_grad_enabled():
             return "plain"
         bias = getattr(self, "bias", None)
         trains = self.weight.requires_grad or (bias is not None and bias.requires_grad)
         if not trains and not (self._propagate == "active" and x.requires_grad):
             return "plain"
-        if compiling:
+        if torch.compiler.is_compiling():
             return "opaque"
         if transforming():
             return "masked"
@@ -165,6 +181,9 @@ class NEqLayer(nn.Module):
         return "none"
 
     def forward(self, x: Tensor) -> Tensor:
+        # Compiled code must not look at the set: a guard on it would recompile at every change.
+        if not torch.compiler.is_compiling() and self._active.is_full:
+            return super().forward(x)
         mode = self._mode(x)
         if mode == "plain":
             return super().forward(x)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -105,6 +106,8 @@ class _NEqNorm(NEqLayer):
     """A norm layer: gamma and beta of frozen channels get no gradient, statistics keep running."""
 
     def forward(self, x: Tensor) -> Tensor:
+        if not torch.compiler.is_compiling() and self._active.is_full:
+            return super(NEqLayer, self).forward(x)
         mode = self._mode(x)
         if mode == "plain":
             return super(NEqLayer, self).forward(x)

@@ -9,26 +9,29 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from neq_kernels.layer import NEqLayer
+from neq_kernels.layer import NEqLayer, changes
 
 
 def unreached(model: nn.Module) -> list[str]:
     """Names of the modules of ``model`` with trainable parameters that the last eager forward cut
     off from its output."""
-    return list(model.__dict__.get("_unreached", ((), ()))[1])
+    return list(model.__dict__.get("_unreached", ()))
 
 
 def after_forward(model: nn.Module, inputs: Any, output: Any) -> None:
     """Forward hook of a converted model: walk the graph once per change of the layers that cut."""
-    if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+    state = model.__dict__
+    if torch.compiler.is_compiling() or state.get("_seen_change") is changes.last:
         return
-    cuts = tuple(
-        i
-        for i, layer in enumerate(model.__dict__["_neq_layers"])
-        if isinstance(layer, NEqLayer) and layer.active.is_empty and layer.propagate == "active"
+    if not torch.is_grad_enabled():
+        return
+    state["_seen_change"] = changes.last
+    cuts = any(
+        layer.active.is_empty and layer.propagate == "active"
+        for layer in state["_neq_layers"]
+        if isinstance(layer, NEqLayer)
     )
-    if cuts != model.__dict__.get("_unreached", ((), ()))[0]:
-        model.__dict__["_unreached"] = (cuts, _names(model, output) if cuts else ())
+    state["_unreached"] = _names(model, output) if cuts else ()
 
 
 def _names(model: nn.Module, output: Any) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from neq_kernels.equilibrium.selectors import Velocity
 
 @pytest.mark.parametrize("warmup", [0, 1, 3])
 def test_warmup(warmup):
-    """The update after epoch t >= warmup may freeze; nothing changes here: all is at equilibrium."""
+    """The update after epoch t >= warmup may freeze; nothing changes here, so all freezes."""
     model, tracker = make(warmup=warmup)
     for epoch in range(6):
         report = tracker.update()
