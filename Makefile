@@ -34,7 +34,7 @@ demo: $(installed)
 	$(bin)/python -m examples.train_digits $(DEMO)
 
 seeds: $(installed)
-	$(bin)/python -m examples.train_digits --seeds 1 2 3 $(DEMO)
+	$(bin)/python -m examples.seeds --seeds 1 2 3 $(DEMO)
 
 test: $(installed)
 	$(bin)/python -m pytest

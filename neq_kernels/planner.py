@@ -56,7 +56,7 @@ class Rates:
 
 
 # CPU: a Zen 3 core with AVX2, float32. CUDA: an H200's datasheet, halved; nothing measured there.
-RATES = {"cpu": Rates(45, 12, 6, 60_000), "cuda": Rates(4e5, 2e3, 2e3, 60_000)}
+RATES = {"cpu": Rates(45, 12, 6, 70_000), "cuda": Rates(4e5, 2e3, 2e3, 70_000)}
 MARGIN = 1.2
 
 
