@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from bench import layers, overhead, protect
+from bench import layers, overhead, pack_channels, protect
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -14,6 +14,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args(argv)
     quick, device = arguments.quick, ["--device", arguments.device]
+    if arguments.device == "cpu":
+        pack_channels.main(["--quick", "--seconds", "0.3"] if quick else [])
     layers.main([*device, *(["--quick"] if quick else [])])
     overhead.main([*device, *(["--seconds", "8"] if quick else [])])
     protect.main([*device, *(["--seconds", "5", "--frozen", "0.5"] if quick else [])])

@@ -29,7 +29,7 @@ def pack_channels(
     packed = dy.index_select(dim, index.clamp(min=0))
     shape = [-1 if d == dim else 1 for d in range(dy.dim())]
     packed = packed.masked_fill((index < 0).view(shape), 0)
-    if dim == 1 and dy.dim() in (4, 5) and not dy.is_contiguous():
+    if dim == 1 and dy.dim() in (4, 5) and dy.stride(1) == 1 and not dy.is_contiguous():
         packed = packed.contiguous(memory_format=_channels_last(dy.dim()))
     others = [d for d in range(dy.dim()) if d != dim]
     if not bias:
