@@ -39,7 +39,7 @@ class Ceiling:
     """
 
     def __init__(
-        self, twin: nn.Module, batch: tuple[Tensor, Tensor], propagate: str, repeats: int = 3
+        self, twin: nn.Module, batch: tuple[Tensor, Tensor], propagate: str, repeats: int = 2
     ) -> None:
         self.twin = twin.train()
         self.batch = batch

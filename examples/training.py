@@ -24,7 +24,7 @@ DECAY_AT = (0.4, 0.6)
 class Settings:
     """What a run can vary; the recipe's other numbers are the constants above."""
 
-    epochs: int = 24
+    epochs: int = 20
     batch_size: int = 128
     epsilon: float = 1e-3
     mu: float = 0.5
