@@ -66,7 +66,7 @@ class LinearFunction(Function):
         with _no_autocast(dy):
             if ctx.mode == "none":
                 return (linear_dgrad(dy, weight, ctx.columns), None, None, *rest)
-            path = linear_path(dy, ctx.fan_in, channels)
+            path = linear_path(dy, ctx.fan_in, channels, ctx.propagate)
             if torch.is_grad_enabled():
                 path, weight = "dense", _constant_rows(weight, channels, int(ctx.columns))
             ctx.taken["path"] = path
@@ -125,7 +125,7 @@ class ConvFunction(Function):
                 x = torch.empty_strided(*ctx.x_layout, dtype=dy.dtype, device=dy.device)
             if ctx.mode == "none":
                 return (conv_dgrad(dy, x, weight, geometry), None, None, *rest)
-            path = conv_path(dy, weight, channels, geometry.groups)
+            path = conv_path(dy, weight, channels, geometry.groups, ctx.propagate)
             if torch.is_grad_enabled():
                 path, weight = "dense", _constant_rows(weight, channels, 0)
             ctx.taken["path"] = path

@@ -101,12 +101,9 @@ def conv_gradients(
         return dx, dw, db if needed.db else None
     if propagate == "active" and needed.dx:
         dy = reference.mask_rows(dy, channels, 1)
-    dx = dw = None
-    if needed.dx or needed.dw:
-        dx, dw, _ = _conv(dy, x, weight, geometry, needed._replace(db=False))
+    dx, dw, db = _conv(dy, x, weight, geometry, needed)
     if dw is not None:
         dw = reference.with_strides(dw, weight)
-    db = dy.sum([d for d in range(dy.dim()) if d != 1]) if needed.db else None
     for grad in (dw, db):
         if grad is not None:
             grad.index_fill_(0, channels.frozen, 0)
@@ -120,24 +117,31 @@ def conv_dgrad(dy: Tensor, x: Tensor, weight: Tensor, geometry: ConvGeometry) ->
     return dx
 
 
-def linear_path(dy: Tensor, fan_in: int, channels: Lists) -> str:
+def linear_path(dy: Tensor, fan_in: int, channels: Lists, propagate: str) -> str:
     """The planner's answer for a linear layer with output gradient ``dy`` ``[..., O]``."""
     positions = dy.numel() // max(channels.size, 1)
     return planner.choose(
         planner.Geometry(
-            "linear", dy.device.type, dy.dtype, positions, fan_in, channels.size, channels.count
+            "linear",
+            dy.device.type,
+            dy.dtype,
+            positions,
+            fan_in,
+            channels.size,
+            channels.count,
+            propagate=propagate,
         )
     )
 
 
-def conv_path(dy: Tensor, weight: Tensor, channels: Lists, groups: int) -> str:
+def conv_path(dy: Tensor, weight: Tensor, channels: Lists, groups: int, propagate: str) -> str:
     """The planner's answer for a convolution with output gradient ``dy`` ``[N, O, *out]``."""
     positions = dy.numel() // max(channels.size, 1)
     fan_in = weight.numel() // max(channels.size, 1)
     return planner.choose(
         planner.Geometry(
             "conv", dy.device.type, dy.dtype, positions, fan_in, channels.size, channels.count,
-            groups, channels_last=not dy.is_contiguous(),
+            groups, channels_last=not dy.is_contiguous(), propagate=propagate,
         )
     )  # fmt: skip
 

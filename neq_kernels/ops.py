@@ -105,7 +105,7 @@ def _linear_wgrad(
         return dy.new_zeros(shape), _zero_bias(dy, index, bias)
     _, dw, db = linear_gradients(
         dy, x, None, channels, Needed(False, True, bias), columns, "all",
-        linear_path(dy, x.shape[-1], channels),
+        linear_path(dy, x.shape[-1], channels, "all"),
     )  # fmt: skip
     return _given(dw), _given(db, dy)
 
@@ -118,7 +118,7 @@ def _linear_backward(
         return x.new_zeros(x.shape), torch.zeros_like(weight), _zero_bias(dy, index, bias)
     dx, dw, db = linear_gradients(
         dy, x, weight, channels, Needed(True, True, bias), columns, "active",
-        linear_path(dy, x.shape[-1], channels),
+        linear_path(dy, x.shape[-1], channels, "active"),
     )  # fmt: skip
     return _given(dx), _given(dw), _given(db, dy)
 
@@ -131,7 +131,7 @@ def _conv_wgrad(
     if channels.count == 0:
         return torch.zeros_like(weight), _zero_bias(dy, index, bias)
     geometry = ConvGeometry(stride, padding, dilation, groups)
-    path = conv_path(dy, weight, channels, groups)
+    path = conv_path(dy, weight, channels, groups, "all")
     needed = Needed(False, True, bias)
     _, dw, db = conv_gradients(dy, x, weight, channels, needed, geometry, "all", path)
     return _given(dw), _given(db, dy)
@@ -145,7 +145,7 @@ def _conv_backward(
     if channels.count == 0:
         return torch.zeros_like(x), torch.zeros_like(weight), _zero_bias(dy, index, bias)
     geometry = ConvGeometry(stride, padding, dilation, groups)
-    path = conv_path(dy, weight, channels, groups)
+    path = conv_path(dy, weight, channels, groups, "active")
     needed = Needed(True, True, bias)
     dx, dw, db = conv_gradients(dy, x, weight, channels, needed, geometry, "active", path)
     # The fake promised the strides of x; vendor kernels may have followed dy's.

@@ -31,6 +31,7 @@ class Geometry:
         size, count: all neurons, active neurons.
         groups: of a convolution.
         channels_last: whether channels are contiguous in the output's gradient.
+        propagate: "all" or "active": whether dX, too, comes from the active channels alone.
     """
 
     kind: str
@@ -42,6 +43,7 @@ class Geometry:
     count: int
     groups: int = 1
     channels_last: bool = False
+    propagate: str = "all"
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,12 @@ def choose(geometry: Geometry) -> str:
     operands = 2 if depthwise else 1
     flops = 2 * g.positions * g.fan_in * (g.size - width)
     saved = flops / (rates.depthwise_flops if depthwise else rates.flops)
+    if g.propagate == "active":
+        # dX saves as much again, and the dense way must first copy dY without its frozen channels.
+        saved = 2 * saved + 2 * g.positions * g.size * g.dtype.itemsize / rates.bytes
     read = g.size if g.channels_last or g.kind == "linear" else g.count
+    if depthwise and g.propagate == "active":
+        operands = 3  # dX is spread into its channels, too.
     moved = operands * g.positions * (read + width) + g.fan_in * (g.size + 2 * width)
     cost = moved * g.dtype.itemsize / rates.bytes
     return "packed" if saved > MARGIN * (cost + rates.calls * threads) else "dense"

@@ -187,7 +187,9 @@ def conv_gradients(
 
 def mask_rows(grad: Tensor, lists: Lists, dim: int = 0) -> Tensor:
     """``grad`` with the frozen channels along ``dim`` set to zero, in a fresh tensor."""
-    return grad.index_fill(dim, lists.frozen, 0)
+    shape = [1] * grad.dim()
+    shape[dim] = -1
+    return torch.where((lists.inverse < lists.count).view(shape), grad, 0)
 
 
 def spread(

@@ -1,0 +1,66 @@
+"""The written rule: packed where it saves clearly more than it costs, dense elsewhere."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from neq_kernels import planner
+from neq_kernels.planner import Geometry, choose
+
+WIDE = Geometry("linear", "cpu", torch.float32, 1576, 768, 3072, 307)
+CONV = Geometry("conv", "cpu", torch.float32, 8 * 14 * 14, 128 * 9, 128, 13)
+NARROW = Geometry("conv", "cpu", torch.float32, 128 * 32 * 32, 16 * 9, 16, 8)
+DEPTHWISE = Geometry("conv", "cpu", torch.float32, 16 * 48 * 48, 9, 96, 9, groups=96)
+
+
+@pytest.fixture(autouse=True)
+def two_threads(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+
+
+@pytest.mark.parametrize("geometry", [WIDE, CONV, NARROW, DEPTHWISE])
+@pytest.mark.parametrize("propagate", ["all", "active"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_layers_that_measure_faster_are_packed(geometry, propagate, dtype):
+    assert choose(replace(geometry, propagate=propagate, dtype=dtype)) == "packed"
+
+
+@pytest.mark.parametrize(
+    "geometry",
+    [
+        replace(WIDE, positions=1),
+        Geometry("linear", "cpu", torch.float32, 128, 64, 10, 1),
+        Geometry("linear", "cpu", torch.float32, 64, 128, 128, 13),
+        replace(CONV, positions=10),
+        replace(DEPTHWISE, positions=16),
+    ],
+    ids=["one token", "head", "small", "few positions", "small depthwise"],
+)
+def test_where_calls_cost_more_than_rows_it_is_dense(geometry):
+    assert choose(geometry) == "dense"
+
+
+def test_a_block_of_channels_that_is_computed_anyway_saves_nothing():
+    assert choose(replace(NARROW, count=8)) == "packed"
+    assert choose(replace(NARROW, count=9)) == "dense"
+
+
+@pytest.mark.parametrize("geometry", [WIDE, CONV, NARROW, DEPTHWISE])
+def test_fewer_active_neurons_never_turn_packed_into_dense(geometry):
+    paths = [choose(replace(geometry, count=n)) for n in range(1, geometry.size)]
+    assert paths == sorted(paths, reverse=True)
+    assert paths[-1] == "dense"
+
+
+def test_groups_other_than_depthwise_are_dense():
+    assert choose(replace(CONV, groups=4)) == "dense"
+
+
+def test_a_device_never_reads_the_groups_on_the_host():
+    assert choose(replace(DEPTHWISE, device="cuda")) == "dense"
+
+
+def test_a_device_without_rates_is_treated_as_a_cpu():
+    assert choose(replace(WIDE, device="xpu")) == choose(WIDE)
+    assert set(planner.RATES) == {"cpu", "cuda"}
