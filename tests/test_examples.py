@@ -199,9 +199,17 @@ class TestCeiling:
 
     def test_floor_computes_no_weight_gradient_and_nothing_below(self, twin, batch):
         ceiling = Ceiling(twin, batch, "all")
-        assert ceiling._floor_ms(2) > 0
+        ceiling._require(2, weights=False)
+        assert ceiling._backward_ms() > 0
         names = {name for name, p in twin.named_parameters() if p.grad is not None}
         assert names == {"2.bias", "3.weight", "3.bias", "5.bias"}
+
+    def test_floor_is_measured_once_against_the_whole_backward(self, twin, batch, monkeypatch):
+        ceiling = Ceiling(twin, batch, "all")
+        times = iter([4.0, 1.0, 6.0, 1.5, 5.0, 2.0, 7.0, 1.0, 5.0, 1.5])
+        monkeypatch.setattr(ceiling, "_backward_ms", lambda: next(times))
+        assert ceiling._floor_share(0) == pytest.approx(1.5 / 5)
+        assert ceiling._floor_share(0) == pytest.approx(1.5 / 5)
 
     def test_active_propagation_shrinks_everything(self, twin, batch):
         ceiling = Ceiling(twin, batch, "active")
