@@ -35,17 +35,20 @@ class Ceiling:
     For ``propagate="active"`` every gradient shrinks: share * the dense backward.
 
     Measured on ``twin``, a plain network of the same shape whose values do not matter and which is
-    never trained; it must run its layers one after the other, as ResNets do.
+    never trained; it must run its layers one after the other, as ResNets do. A floor is measured
+    when its depth first comes up, in turns with the twin's own dense backward, and kept as a share
+    of it: so it follows a machine that slows down, and costs no time in later epochs.
     """
 
     def __init__(
-        self, twin: nn.Module, batch: tuple[Tensor, Tensor], propagate: str, repeats: int = 2
+        self, twin: nn.Module, batch: tuple[Tensor, Tensor], propagate: str, repeats: int = 5
     ) -> None:
         self.twin = twin.train()
         self.batch = batch
         self.propagate = propagate
         self.repeats = repeats
         self.layers = _layers_in_order(twin, batch[0])
+        self._floors: dict[int, float] = {}
         # The first pass builds kernels and claims memory: not a time anybody wants to read.
         F.cross_entropy(self.twin(batch[0]), batch[1]).backward()
 
@@ -63,7 +66,7 @@ class Ceiling:
         if self.propagate == "active":
             return share * dense_ms
         depths = {0, self._first_active(active)}
-        floors = {depth: self._floor_ms(depth) for depth in depths}
+        floors = {depth: self._floor_share(depth) * dense_ms for depth in depths}
         wgrad = max(0.0, dense_ms - floors[0])
         # A disturbed measurement of the floor must not put the ceiling above the dense time.
         return min(dense_ms, floors[max(depths)] + share * wgrad)
@@ -72,26 +75,36 @@ class Ceiling:
         counts = [active[name].count for name, _, _ in self.layers]
         return next((i for i, count in enumerate(counts) if count), len(counts))
 
-    def _floor_ms(self, depth: int) -> float:
-        """Backward down to layer ``depth`` without weight gradients.
+    def _floor_share(self, depth: int) -> float:
+        """Backward down to layer ``depth`` without weight gradients, as a share of all of it.
 
         Norms' gammas and betas keep the path open: their gradients come with the norm's dgrad.
         """
+        if depth not in self._floors:
+            times: dict[bool, list[float]] = {True: [], False: []}
+            for _ in range(self.repeats):
+                for whole in times:
+                    self._require(0 if whole else depth, weights=whole)
+                    times[whole].append(self._backward_ms())
+            self._floors[depth] = median(times[False]) / median(times[True])
+        return self._floors[depth]
+
+    def _require(self, depth: int, weights: bool) -> None:
         for i, (_, layer, _) in enumerate(self.layers):
             for name, parameter in layer.named_parameters():
                 multiplies = isinstance(layer, MULTIPLIES) and name == "weight"
-                parameter.requires_grad_(i >= depth and not multiplies)
+                parameter.requires_grad_(i >= depth and (weights or not multiplies))
+
+    def _backward_ms(self) -> float:
         images, labels = self.batch
-        device, times = str(images.device), []
-        for _ in range(self.repeats):
-            loss = F.cross_entropy(self.twin(images), labels)
-            self.twin.zero_grad()
-            if not loss.requires_grad:
-                return 0.0
-            started = clock(device)
-            loss.backward()
-            times.append((clock(device) - started) * 1e3)
-        return median(times)
+        device = str(images.device)
+        loss = F.cross_entropy(self.twin(images), labels)
+        self.twin.zero_grad()
+        if not loss.requires_grad:
+            return 0.0
+        started = clock(device)
+        loss.backward()
+        return (clock(device) - started) * 1e3
 
 
 def _layers_in_order(model: nn.Module, images: Tensor) -> list[tuple[str, nn.Module, int]]:
