@@ -187,7 +187,7 @@ class TestCeiling:
         ceiling = Ceiling(twin, batch, "all")
         reached = []
         monkeypatch.setattr(
-            ceiling, "_floor_ms", lambda depth: reached.append(depth) or 10.0 / (1 + depth)
+            ceiling, "_floor_share", lambda depth: reached.append(depth) or 1 / 3 / (1 + depth)
         )
         everything = ceiling.milliseconds(self.active(), 30.0)
         assert everything == pytest.approx(30.0)
