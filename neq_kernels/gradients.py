@@ -141,7 +141,7 @@ def conv_path(dy: Tensor, weight: Tensor, channels: Lists, groups: int, propagat
     return planner.choose(
         planner.Geometry(
             "conv", dy.device.type, dy.dtype, positions, fan_in, channels.size, channels.count,
-            groups, channels_last=not dy.is_contiguous(), propagate=propagate,
+            groups, weight.shape[2:].numel(), not dy.is_contiguous(), propagate,
         )
     )  # fmt: skip
 

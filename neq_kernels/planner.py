@@ -30,6 +30,7 @@ class Geometry:
         fan_in: weights per neuron.
         size, count: all neurons, active neurons.
         groups: of a convolution.
+        kernel: weights per input channel of a neuron: the product of a convolution's kernel sizes.
         channels_last: whether channels are contiguous in the output's gradient.
         propagate: "all" or "active": whether dX, too, comes from the active channels alone.
     """
@@ -42,6 +43,7 @@ class Geometry:
     size: int
     count: int
     groups: int = 1
+    kernel: int = 1
     channels_last: bool = False
     propagate: str = "all"
 
@@ -58,8 +60,8 @@ class Rates:
 
 
 # CPU: a Zen 3 core with AVX2, float32. CUDA: an H200's datasheet, halved; nothing measured there.
-RATES = {"cpu": Rates(45, 12, 6, 70_000), "cuda": Rates(4e5, 2e3, 2e3, 70_000)}
-MARGIN = 1.2
+RATES = {"cpu": Rates(80, 12, 6, 70_000), "cuda": Rates(4e5, 2e3, 2e3, 70_000)}
+MARGIN, DEPTHWISE_MARGIN = 1.1, 2.5
 
 
 def choose(geometry: Geometry) -> str:
@@ -72,17 +74,38 @@ def choose(geometry: Geometry) -> str:
         return "dense"
     rates = RATES.get(g.device, RATES["cpu"])
     threads = torch.get_num_threads() if g.device == "cpu" else 1
-    # Depthwise convolutions have nothing to block, and pack the input's channels as well.
-    width = g.count if depthwise else min(-(-g.count // BLOCK) * BLOCK, g.size)
-    operands = 2 if depthwise else 1
-    flops = 2 * g.positions * g.fan_in * (g.size - width)
-    saved = flops / (rates.depthwise_flops if depthwise else rates.flops)
-    if g.propagate == "active":
-        # dX saves as much again, and the dense way must first copy dY without its frozen channels.
-        saved = 2 * saved + 2 * g.positions * g.size * g.dtype.itemsize / rates.bytes
+    cost = _bytes_moved(g, depthwise) / rates.bytes + rates.calls * threads
+    margin = DEPTHWISE_MARGIN if depthwise else MARGIN
+    return "packed" if _saved(g, depthwise, rates) > margin * cost else "dense"
+
+
+def _width(g: Geometry, depthwise: bool) -> int:
+    # Vendor kernels compute whole blocks of channels; depthwise ones have nothing to block.
+    return g.count if depthwise else min(-(-g.count // BLOCK) * BLOCK, g.size)
+
+
+def _saved(g: Geometry, depthwise: bool, rates: Rates) -> float:
+    """Nanoseconds of arithmetic less: but the input is read, and laid out for the vendor kernel,
+    however few rows are computed, which bounds what a wide input and a narrow output can save."""
+    per_row = 2 * g.positions * g.fan_in / (rates.depthwise_flops if depthwise else rates.flops)
+    rows = _width(g, depthwise)
+    inputs = 1.5 * g.positions * g.fan_in * g.groups / g.kernel * g.dtype.itemsize / rates.bytes
+    if depthwise:
+        inputs *= g.count / g.size
+    saved = max(0.0, per_row * g.size - max(per_row * rows, inputs))
+    if g.propagate == "all":
+        return saved
+    if depthwise and g.channels_last:
+        return 0.0
+    # dX saves as much again, and the dense way must first copy dY without its frozen channels.
+    return 2 * saved + 2 * g.positions * g.size * g.dtype.itemsize / rates.bytes
+
+
+def _bytes_moved(g: Geometry, depthwise: bool) -> int:
+    """dY read and packed, and the rows spread into full shape. A depthwise convolution packs its
+    input's channels as well, and spreads dX."""
+    rows = _width(g, depthwise)
     read = g.size if g.channels_last or g.kind == "linear" else g.count
-    if depthwise and g.propagate == "active":
-        operands = 3  # dX is spread into its channels, too.
-    moved = operands * g.positions * (read + width) + g.fan_in * (g.size + 2 * width)
-    cost = moved * g.dtype.itemsize / rates.bytes
-    return "packed" if saved > MARGIN * (cost + rates.calls * threads) else "dense"
+    operands = (3 if g.propagate == "active" else 2) if depthwise else 1
+    moved = operands * g.positions * (read + rows) + g.fan_in * (g.size + 2 * rows)
+    return moved * g.dtype.itemsize

@@ -9,9 +9,10 @@ from neq_kernels import planner
 from neq_kernels.planner import Geometry, choose
 
 WIDE = Geometry("linear", "cpu", torch.float32, 1576, 768, 3072, 307)
-CONV = Geometry("conv", "cpu", torch.float32, 8 * 14 * 14, 128 * 9, 128, 13)
-NARROW = Geometry("conv", "cpu", torch.float32, 128 * 32 * 32, 16 * 9, 16, 8)
-DEPTHWISE = Geometry("conv", "cpu", torch.float32, 16 * 48 * 48, 9, 96, 9, groups=96)
+CONV = Geometry("conv", "cpu", torch.float32, 8 * 14 * 14, 128 * 9, 128, 13, kernel=9)
+NARROW = Geometry("conv", "cpu", torch.float32, 128 * 32 * 32, 16 * 9, 16, 8, kernel=9)
+DEPTHWISE = Geometry("conv", "cpu", torch.float32, 16 * 24 * 24, 9, 144, 14, groups=144, kernel=9)
+PROJECT = Geometry("conv", "cpu", torch.float32, 16 * 24 * 24, 144, 24, 2)
 
 
 @pytest.fixture(autouse=True)
@@ -21,7 +22,7 @@ def two_threads(monkeypatch):
 
 @pytest.mark.parametrize("geometry", [WIDE, CONV, NARROW, DEPTHWISE])
 @pytest.mark.parametrize("propagate", ["all", "active"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_layers_that_measure_faster_are_packed(geometry, propagate, dtype):
     assert choose(replace(geometry, propagate=propagate, dtype=dtype)) == "packed"
 
@@ -51,6 +52,16 @@ def test_fewer_active_neurons_never_turn_packed_into_dense(geometry):
     paths = [choose(replace(geometry, count=n)) for n in range(1, geometry.size)]
     assert paths == sorted(paths, reverse=True)
     assert paths[-1] == "dense"
+
+
+def test_a_wide_input_is_read_however_few_rows_are_computed():
+    assert choose(PROJECT) == "dense"
+    assert choose(replace(PROJECT, fan_in=24, size=144)) == "packed"
+
+
+def test_channels_last_depthwise_convolutions_pack_nothing():
+    last = replace(DEPTHWISE, channels_last=True)
+    assert {choose(replace(last, propagate=way)) for way in ("all", "active")} == {"dense"}
 
 
 def test_groups_other_than_depthwise_are_dense():
