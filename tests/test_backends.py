@@ -1,6 +1,5 @@
 import os
 import re
-import shutil
 import subprocess
 import sys
 from importlib.machinery import EXTENSION_SUFFIXES
@@ -8,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from alone import copy_without_extension
 
 import neq_kernels as neq
 from neq_kernels import backends, native, reference
@@ -143,9 +143,7 @@ sys.meta_path.insert(0, Block())
 @pytest.fixture
 def without_extension(tmp_path):
     """A folder with a copy of the package that lacks what was built."""
-    skip = shutil.ignore_patterns("_C*", "__pycache__")
-    shutil.copytree(ROOT / "neq_kernels", tmp_path / "neq_kernels", ignore=skip)
-    return tmp_path
+    return copy_without_extension(tmp_path)
 
 
 def test_works_without_extension_triton_and_transformers(without_extension):

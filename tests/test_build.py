@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from alone import copy_without_extension
 
 from neq_kernels import native
 
@@ -193,8 +194,7 @@ def test_the_c_abi_under_the_sanitizers():
 
 
 def _package_without_extension(tmp_path, **files):
-    copy = shutil.ignore_patterns("*.so", "__pycache__")
-    shutil.copytree(ROOT / "neq_kernels", tmp_path / "neq_kernels", ignore=copy)
+    copy_without_extension(tmp_path)
     for name, content in files.items():
         (tmp_path / "neq_kernels" / name).write_text(content)
     code = "import neq_kernels.native as n; print(n.available(), n.why_not())"

@@ -82,8 +82,8 @@ def test_batches_depend_on_seed_and_epoch_alone(data):
 
 
 def test_the_default_run_decays_after_40_and_60_percent():
-    assert Settings().epochs == 24
-    assert Settings().milestones == [10, 14]
+    assert Settings().epochs == 20
+    assert Settings().milestones == [8, 12]
 
 
 def test_both_arms_are_the_same_network_until_neurons_freeze():
