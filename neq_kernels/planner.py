@@ -95,8 +95,6 @@ def _saved(g: Geometry, depthwise: bool, rates: Rates) -> float:
     saved = max(0.0, per_row * g.size - max(per_row * rows, inputs))
     if g.propagate == "all":
         return saved
-    if depthwise and g.channels_last:
-        return 0.0
     # dX saves as much again, and the dense way must first copy dY without its frozen channels.
     return 2 * saved + 2 * g.positions * g.size * g.dtype.itemsize / rates.bytes
 

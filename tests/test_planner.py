@@ -59,9 +59,20 @@ def test_a_wide_input_is_read_however_few_rows_are_computed():
     assert choose(replace(PROJECT, fan_in=24, size=144)) == "packed"
 
 
-def test_channels_last_depthwise_convolutions_pack_nothing():
-    last = replace(DEPTHWISE, channels_last=True)
-    assert {choose(replace(last, propagate=way)) for way in ("all", "active")} == {"dense"}
+@pytest.mark.parametrize("count", [14, 36, 72])
+@pytest.mark.parametrize("propagate", ["all", "active"])
+def test_channels_last_depthwise_convolutions_pack_nothing(count, propagate):
+    last = replace(DEPTHWISE, channels_last=True, count=count, propagate=propagate)
+    assert choose(last) == "dense"
+
+
+def test_two_gradients_save_twice():
+    expand = Geometry("conv", "cpu", torch.float32, 16 * 6 * 6, 96, 576, 288, channels_last=True)
+    assert choose(expand) == "dense"
+    assert choose(replace(expand, propagate="active")) == "packed"
+    few_tokens = Geometry("linear", "cpu", torch.float32, 64, 2048, 128, 12)
+    assert choose(few_tokens) == "dense"
+    assert choose(replace(few_tokens, propagate="active")) == "packed"
 
 
 def test_groups_other_than_depthwise_are_dense():
