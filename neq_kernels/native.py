@@ -38,7 +38,7 @@ def _load() -> tuple[ModuleType | None, str | None]:
 def _fake_pack_channels(
     dy: Tensor, index: Tensor, width: int, dim: int, bias: bool
 ) -> tuple[Tensor, Tensor]:
-    """Shapes and strides as python/operators.cpp allocates them: channels_last where dy is."""
+    """Shapes and strides as python/pack_channels.cpp allocates them: channels_last where dy is."""
     shape = list(dy.shape)
     shape[dim] = width
     formats = {4: torch.channels_last, 5: torch.channels_last_3d}

@@ -59,6 +59,30 @@ inline neq_tensor view(const Tensor& tensor, const char* op, const char* name) {
   return view;
 }
 
+// An operator's list of active channels, of which `width` places are read.
+inline void check_index(const Tensor& index, int64_t width, const char* op) {
+  const bool right = index.scalar_type() == ScalarType::Int && index.dim() == 1 && index.is_cpu();
+  if (!right || width < 0 || index.size(0) < width || (width > 1 && index.stride(0) != 1)) {
+    throw std::runtime_error(
+        std::string(op) +
+        ": index: expected a contiguous int32 list on dy's device, at least width=" +
+        std::to_string(width) + " long (width >= 0), got " +
+        torch::headeronly::toString(index.scalar_type()) + " " + shape_of(index) +
+        (index.is_cpu() ? "" : " on another device") + "; pass ActiveSet's own index");
+  }
+}
+
+// `dim` counted from the front.
+inline int32_t checked_dim(int64_t dim, const Tensor& dy, const char* op) {
+  const int64_t dims = dy.dim();
+  if (dim < -dims || dim >= dims) {
+    throw std::runtime_error(std::string(op) + ": dim: expected " + std::to_string(-dims) + " to " +
+                             std::to_string(dims - 1) + ", a dimension of dy with shape " +
+                             shape_of(dy) + ", got " + std::to_string(dim));
+  }
+  return static_cast<int32_t>(dim < 0 ? dim + dims : dim);
+}
+
 // torch's own thread pool, so that torch.set_num_threads holds here too.
 inline neq_parallel torch_threads() {
   const auto run = [](void*, int64_t begin, int64_t end, int64_t grain, neq_body body, void* arg) {

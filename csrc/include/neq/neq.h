@@ -16,7 +16,12 @@
 extern "C" {
 #endif
 
-typedef enum neq_status { NEQ_OK = 0, NEQ_INVALID_ARGUMENT = 1, NEQ_UNSUPPORTED = 2 } neq_status;
+typedef enum neq_status {
+  NEQ_OK = 0,
+  NEQ_INVALID_ARGUMENT = 1,
+  NEQ_UNSUPPORTED = 2,
+  NEQ_CUDA_ERROR = 3
+} neq_status;
 
 typedef enum neq_dtype { NEQ_F32 = 0, NEQ_F64 = 1, NEQ_F16 = 2, NEQ_BF16 = 3 } neq_dtype;
 

@@ -1,0 +1,51 @@
+// pack_channels for torch: allocates the outputs and calls the core.
+#include <algorithm>
+#include <memory>
+#include <optional>
+#include <tuple>
+#include <vector>
+
+#include "operators.h"
+#include "tensor.h"
+
+namespace neq::python {
+namespace {
+
+using torch::headeronly::MemoryFormat;
+
+// channels_last in, channels_last out; the fake in native.py decides in the same way.
+MemoryFormat format_like(const Tensor& dy, int32_t dim) {
+  const bool has_format = dim == 1 && (dy.dim() == 4 || dy.dim() == 5);
+  if (!has_format || dy.stride(1) != 1 || dy.is_contiguous()) return MemoryFormat::Contiguous;
+  return dy.dim() == 4 ? MemoryFormat::ChannelsLast : MemoryFormat::ChannelsLast3d;
+}
+
+}  // namespace
+
+std::tuple<Tensor, Tensor> pack_channels(const Tensor& dy, const Tensor& index, int64_t width,
+                                         int64_t dim, bool bias) {
+  constexpr const char* kOp = "pack_channels";
+  const neq_tensor source = view(dy, kOp, "dy");
+  const int32_t axis = checked_dim(dim, dy, kOp);
+  check_index(index, width, kOp);
+
+  std::vector<int64_t> sizes(source.size, source.size + source.ndim);
+  sizes[axis] = width;
+  const Tensor packed = torch::stable::empty(sizes, dy.scalar_type(), std::nullopt, dy.device(),
+                                             std::nullopt, format_like(dy, axis));
+  const int64_t sums_size[] = {bias ? width : 0};
+  const Tensor sums = torch::stable::new_empty(dy, sums_size);
+
+  const neq_tensor target = view(packed, kOp, "packed");
+  void* const bias_data = bias ? sums.data_ptr() : nullptr;
+  const int64_t bytes = neq_pack_channels_cpu_scratch(&source, axis, &target, bias_data);
+  if (bytes < 0) check(NEQ_INVALID_ARGUMENT, kOp);
+  const std::unique_ptr<double[]> scratch(new double[bytes / sizeof(double) + 1]);
+  const neq_parallel threads = torch_threads();
+  check(neq_pack_channels_cpu(&source, axis, static_cast<const int32_t*>(index.data_ptr()), &target,
+                              bias_data, {scratch.get(), bytes}, &threads),
+        kOp);
+  return {packed, sums};
+}
+
+}  // namespace neq::python
