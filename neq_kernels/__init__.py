@@ -4,6 +4,7 @@ from neq_kernels import backends
 from neq_kernels.active import ActiveSet
 from neq_kernels.convert import convert, get_active, revert, set_active
 from neq_kernels.equilibrium import Equilibrium, selectors
+from neq_kernels.flops import flops
 from neq_kernels.optim import protect
 from neq_kernels.report import report
 
@@ -12,6 +13,7 @@ __all__ = [
     "Equilibrium",
     "backends",
     "convert",
+    "flops",
     "get_active",
     "protect",
     "report",
