@@ -256,19 +256,6 @@ int64_t scratch_bytes(const Geometry& geometry, bool bias) noexcept {
          groups * static_cast<int64_t>(sizeof(Group));
 }
 
-neq_status check_scratch(neq_scratch scratch, int64_t bytes) noexcept {
-  if (scratch.bytes < bytes || (bytes > 0 && !scratch.data)) {
-    return fail(NEQ_INVALID_ARGUMENT, "scratch: expected %lld bytes, got %lld%s",
-                static_cast<long long>(bytes), static_cast<long long>(scratch.bytes),
-                scratch.data ? "" : " and a null pointer");
-  }
-  if (reinterpret_cast<uintptr_t>(scratch.data) % alignof(double) != 0) {
-    return fail(NEQ_INVALID_ARGUMENT, "scratch: expected an address aligned to 8, got %p",
-                scratch.data);
-  }
-  return NEQ_OK;
-}
-
 }  // namespace
 }  // namespace neq::pack
 
@@ -289,7 +276,7 @@ neq_status neq_pack_channels_cpu(const neq_tensor* dy, int32_t dim, const int32_
   int64_t count = 0;
   status = check_index(index, geometry.width, geometry.channels, &count);
   if (status == NEQ_OK) {
-    status = check_scratch(scratch, scratch_bytes(geometry, bias != nullptr));
+    status = neq::check_scratch(scratch, scratch_bytes(geometry, bias != nullptr));
   }
   if (status != NEQ_OK) return status;
 

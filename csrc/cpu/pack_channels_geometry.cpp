@@ -12,51 +12,6 @@ constexpr int64_t kBlockBytes = 64 << 10;
 constexpr int64_t kPlaneRun = 4096;
 constexpr int64_t kStridedRun = 64;
 
-int64_t element_bytes(int32_t dtype) noexcept {
-  return dtype == NEQ_F64 ? 8 : dtype == NEQ_F32 ? 4 : 2;
-}
-
-neq_status check_tensor(const char* name, const neq_tensor* tensor) noexcept {
-  if (!tensor) return fail(NEQ_INVALID_ARGUMENT, "%s: expected a tensor, got a null pointer", name);
-  if (tensor->dtype < NEQ_F32 || tensor->dtype > NEQ_BF16) {
-    return fail(NEQ_UNSUPPORTED, "%s: expected dtype f32, f64, f16 or bf16, got code %d", name,
-                tensor->dtype);
-  }
-  if (tensor->ndim < 1 || tensor->ndim > NEQ_MAX_DIMS) {
-    return fail(NEQ_UNSUPPORTED, "%s: expected 1 to %d dimensions, got %d; view it with fewer",
-                name, NEQ_MAX_DIMS, tensor->ndim);
-  }
-  int64_t count = 1;
-  int64_t last = 0;
-  const int64_t element = element_bytes(tensor->dtype);
-  for (int32_t d = 0; d < tensor->ndim; ++d) {
-    const int64_t size = tensor->size[d];
-    const int64_t stride = tensor->stride[d];
-    if (size < 0 || stride < 0) {
-      return fail(NEQ_INVALID_ARGUMENT,
-                  "%s: expected sizes and strides of at least 0, got size %lld and stride %lld in "
-                  "dimension %d",
-                  name, static_cast<long long>(size), static_cast<long long>(stride), d);
-    }
-    int64_t span = 0;
-    int64_t bytes = 0;
-    if (__builtin_mul_overflow(count, size, &count) ||
-        __builtin_mul_overflow(count, element, &bytes) ||
-        __builtin_mul_overflow(std::max<int64_t>(size - 1, 0), stride, &span) ||
-        __builtin_add_overflow(last, span, &last) ||
-        __builtin_mul_overflow(last, element, &bytes)) {
-      return fail(NEQ_INVALID_ARGUMENT,
-                  "%s: expected offsets that fit 64 bits, dimension %d does "
-                  "not",
-                  name, d);
-    }
-  }
-  if (count > 0 && !tensor->data) {
-    return fail(NEQ_INVALID_ARGUMENT, "%s: expected data, got a null pointer", name);
-  }
-  return NEQ_OK;
-}
-
 neq_status check_pair(const neq_tensor& dy, int32_t dim, const neq_tensor& packed) noexcept {
   if (dim < 0 || dim >= dy.ndim) {
     return fail(NEQ_INVALID_ARGUMENT, "dim: expected 0 to %d, a dimension of dy, got %d",
@@ -71,21 +26,13 @@ neq_status check_pair(const neq_tensor& dy, int32_t dim, const neq_tensor& packe
                 "packed: expected dy's dtype %d and %d dimensions, got dtype %d and %d dimensions",
                 dy.dtype, dy.ndim, packed.dtype, packed.ndim);
   }
-  const bool empty =
-      std::find(packed.size, packed.size + packed.ndim, 0) != packed.size + packed.ndim;
   for (int32_t d = 0; d < dy.ndim; ++d) {
     if (d != dim && packed.size[d] != dy.size[d]) {
       return fail(NEQ_INVALID_ARGUMENT, "packed: expected dy's size %lld in dimension %d, got %lld",
                   static_cast<long long>(dy.size[d]), d, static_cast<long long>(packed.size[d]));
     }
-    if (!empty && packed.size[d] > 1 && packed.stride[d] == 0) {
-      return fail(NEQ_INVALID_ARGUMENT,
-                  "packed: expected memory of its own for every element, got stride 0 in dimension "
-                  "%d; allocate it in full",
-                  d);
-    }
   }
-  return NEQ_OK;
+  return check_own_memory("packed", packed);
 }
 
 // Sorts the dimensions other than the channels by the packed strides and merges what lies together.

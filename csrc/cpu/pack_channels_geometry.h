@@ -6,6 +6,7 @@
 
 #include "neq/neq.h"
 #include "pack_channels.h"
+#include "tensor.h"
 
 namespace neq::pack {
 
@@ -35,16 +36,8 @@ struct Geometry {
   int64_t columns;    // blocks of channels, when there are too few positions
 };
 
-inline int64_t divide_up(int64_t a, int64_t b) noexcept { return (a + b - 1) / b; }
-
 // Channels with the padding of their partial sums.
 inline int64_t padded(int64_t width) noexcept { return divide_up(width, kSumLanes) * kSumLanes; }
-
-// Where block `block` of `blocks` starts in [0, total).
-inline int64_t block_start(int64_t block, int64_t blocks, int64_t total) noexcept {
-  const int64_t larger = total % blocks;
-  return total / blocks * block + (block < larger ? block : larger);
-}
 
 // Counts through the outer dimensions, the last one fastest, and keeps both offsets.
 class Position {
