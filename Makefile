@@ -23,7 +23,7 @@ help:
 
 install: $(installed)
 
-$(installed): pyproject.toml setup.py CMakeLists.txt $(shell find csrc python -type f)
+$(installed): pyproject.toml setup.py CMakeLists.txt $(shell find cmake csrc python -type f)
 	test -x $(bin)/python || $(PYTHON) -m venv $(VENV)
 	$(bin)/python -m pip install --quiet "$(TORCH)"
 	$(bin)/python -m pip install --quiet --upgrade setuptools wheel cmake ninja pybind11

@@ -55,18 +55,23 @@ def torch_folder() -> Path:
 class CMakeBuild(build_ext):
     def build_extension(self, ext: Extension) -> None:
         cuda = choice("NEQ_CUDA", "AUTO", ("AUTO", "ON", "OFF"))
+        architectures = os.environ.get("NEQ_CUDA_ARCHITECTURES", "")
         cmake, ninja, torch = tool("cmake"), tool("ninja"), torch_folder()
         import pybind11
 
         build = ROOT / "build" / f"native-{sys.implementation.cache_tag}"
         configure = [
             cmake, "-S", ROOT, "-B", build, "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}",
-            f"-DNEQ_CUDA={cuda}", f"-DNEQ_TORCH_DIR={torch}",
+            f"-DNEQ_CUDA={cuda}", f"-DNEQ_CUDA_ARCHITECTURES={architectures}",
+            f"-DNEQ_TORCH_DIR={torch}",
             f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
         ]  # fmt: skip
         for command in (configure, [cmake, "--build", build]):
             if subprocess.run(command).returncode:
-                raise SystemExit(f"neq_kernels: the native build failed, see above. {WITHOUT}")
+                raise SystemExit(
+                    "neq_kernels: the native build failed, see above. If a compiler has changed "
+                    f"since the last build, first remove {build}. {WITHOUT}"
+                )
         target = Path(self.get_ext_fullpath(ext.name))
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(next(build.glob("_C*.so")), target)

@@ -81,7 +81,9 @@ def why_not() -> str | None:
 
 def build_info() -> dict[str, Any]:
     """What was built: ``compiler``, ``flags``, ``torch_target`` (the oldest torch it runs under),
-    ``torch_built_with``, ``cuda``, ``cuda_architectures``, ``cpu_isas``.
+    ``torch_built_with``, ``cuda`` (its version, None where built without), ``cuda_missing`` (why),
+    ``cuda_architectures`` (``sm_90a``: machine code, ``compute_100``: PTX), ``cpu_isas`` and
+    ``sources`` (see :func:`neq_kernels.sources.digest`).
 
     Raises:
         RuntimeError: the native extension is not available.

@@ -3,10 +3,13 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <sstream>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include "build_info.h"
 #include "neq/neq.h"
 
 namespace py = pybind11;
@@ -33,11 +36,37 @@ void set_cpu_isa(const std::string& name) {
                               name + "'");
 }
 
+std::vector<std::string> split(const std::string& list) {
+  std::vector<std::string> parts;
+  std::istringstream stream(list);
+  for (std::string part; std::getline(stream, part, ';');) parts.push_back(part);
+  return parts;
+}
+
 py::dict build_info() {
   using namespace py::literals;
-  return py::dict("compiler"_a = NEQ_COMPILER, "flags"_a = NEQ_FLAGS,
-                  "torch_target"_a = NEQ_TORCH_TARGET, "torch_built_with"_a = NEQ_TORCH_VERSION,
-                  "cuda"_a = false, "cuda_architectures"_a = "", "cpu_isas"_a = cpu_isas());
+  py::dict info("compiler"_a = NEQ_COMPILER, "flags"_a = NEQ_FLAGS,
+                "torch_target"_a = NEQ_TORCH_TARGET, "torch_built_with"_a = NEQ_TORCH_VERSION,
+                "cuda"_a = py::none(), "cuda_missing"_a = py::none(),
+                "cuda_architectures"_a = split(NEQ_CUDA_CODES), "cpu_isas"_a = cpu_isas(),
+                "sources"_a = NEQ_SOURCES);
+#ifdef NEQ_WITH_CUDA
+  info["cuda"] = NEQ_CUDA_VERSION;
+#else
+  info["cuda_missing"] = NEQ_CUDA_MISSING;
+#endif
+  return info;
+}
+
+// (CUDA of the kernels, newest CUDA the driver serves), as 13000 for 13.0; 0: none.
+std::pair<int32_t, int32_t> cuda_versions() {
+  std::pair<int32_t, int32_t> versions{0, 0};
+#ifdef NEQ_WITH_CUDA
+  if (neq_cuda_versions(&versions.first, &versions.second) != NEQ_OK) {
+    throw std::runtime_error(neq_last_error());
+  }
+#endif
+  return versions;
 }
 
 }  // namespace
@@ -45,6 +74,7 @@ py::dict build_info() {
 PYBIND11_MODULE(_C, module) {
   module.doc() = "The native kernels of neq_kernels. Use neq_kernels.native instead.";
   module.def("build_info", &build_info);
+  module.def("cuda_versions", &cuda_versions);
   module.def("cpu_isas", &cpu_isas, "Instruction sets this machine has, worst first.");
   module.def("cpu_isa", [] { return std::string(neq_cpu_isa_name(neq_cpu_isa())); });
   module.def("set_cpu_isa", &set_cpu_isa, py::arg("name"));

@@ -12,7 +12,7 @@ import pytest
 import torch
 from alone import copy_without_extension
 
-from neq_kernels import native
+from neq_kernels import native, sources
 
 ROOT = Path(__file__).parent.parent
 COMPILERS = ("cc", "c++", "gcc", "g++", "as", "ld", "ar", "ranlib")
@@ -129,13 +129,16 @@ def test_an_isolated_build_finds_the_interpreters_torch(tmp_path, bare_python):
     status, output = _build(tmp_path, [python], **environment, PATH=tools)
     assert status
     assert f"-DNEQ_TORCH_DIR={home / 'torch'}" in output
-    assert "the native build failed, see above. NEQ_NATIVE=0" in output
+    assert "the native build failed, see above. If a compiler has changed" in output
+    assert "NEQ_NATIVE=0 installs without" in output
 
 
-def _configure(tmp_path, path, *options):
+def _configure(tmp_path, path, *options, **environment):
     build = ["-S", ROOT, "-B", tmp_path / "build", "-G", "Ninja"]
-    cleared = {"CXX": "", "CUDA_HOME": "", "CUDA_PATH": ""}
-    return _run("cmake", *build, *options, **cleared, PATH=path)
+    names = ("CXX", "CUDACXX", "CUDAHOSTCXX", "CUDA_HOME", "CUDA_PATH")
+    only_on_path = "-DCMAKE_IGNORE_PATH=/usr/local/cuda/bin"
+    cleared = dict.fromkeys(names, "")
+    return _run("cmake", *build, only_on_path, *options, **{**cleared, "PATH": path, **environment})
 
 
 @needs_cmake
@@ -147,21 +150,27 @@ def test_missing_compiler_is_named(tmp_path):
     assert "NEQ_NATIVE=0" in output
 
 
+NVCC = "case $1 in --version) echo 'Cuda compilation tools, release {}, V0';; esac"
+NO_NVCC = "found no nvcc on PATH, in CUDA_HOME or in /usr/local/cuda"
+REFUSED = "(#error -- unsupported GNU version! gcc versions later than 9 are not supported!)"
+
+
 @needs_cmake
 @pytest.mark.parametrize(
     ("cuda", "nvcc", "expected"),
     [
-        ("AUTO", False, "neq_kernels: found no nvcc, building CPU-only"),
-        ("AUTO", True, "neq_kernels: building CPU-only, this version has no CUDA operators yet"),
-        ("OFF", True, "neq_kernels: building CPU-only"),
-        ("ON", False, "expected the CUDA compiler, found no nvcc on PATH or in CUDA_HOME."),
-        ("ON", True, "this version has no CUDA operators yet, there is nothing to build"),
-        ("on", True, "NEQ_CUDA: expected AUTO, ON or OFF, got 'on'"),
+        ("AUTO", None, f"neq_kernels: {NO_NVCC}, building CPU-only"),
+        ("ON", None, f"NEQ_CUDA=ON: {NO_NVCC}. Install the CUDA toolkit"),
+        ("AUTO", NVCC.format("11.8"), "expected CUDA >= 12.0, found 11.8 at"),
+        ("ON", NVCC.format("11.8"), "NEQ_CUDA=ON: expected CUDA >= 12.0, found 11.8 at"),
+        ("AUTO", f"echo '{REFUSED[1:-1]}' >&2; exit 1", f"{REFUSED}, building CPU-only"),
+        ("ON", f"echo '{REFUSED[1:-1]}' >&2; exit 1", f"{REFUSED}. Install a CUDA toolkit that"),
+        ("OFF", "exit 0", "expected the folder of an installed torch, got '/nowhere'"),
+        ("on", "exit 0", "NEQ_CUDA: expected AUTO, ON or OFF, got 'on'"),
     ],
 )
 def test_cuda_is_decided_by_the_compiler(tmp_path, cuda, nvcc, expected):
-    scripts = {"nvcc": "exit 0"} if nvcc else {}
-    tools = _tools(tmp_path, "cmake", "ninja", *COMPILERS, **scripts)
+    tools = _tools(tmp_path, "cmake", "ninja", *COMPILERS, **({"nvcc": nvcc} if nvcc else {}))
     status, output = _configure(tmp_path, tools, f"-DNEQ_CUDA={cuda}", "-DNEQ_TORCH_DIR=/nowhere")
     assert status
     assert expected in output
@@ -170,10 +179,23 @@ def test_cuda_is_decided_by_the_compiler(tmp_path, cuda, nvcc, expected):
 
 
 @needs_cmake
+def test_the_environment_names_another_nvcc_and_its_host_compiler(tmp_path):
+    (tmp_path / "other").write_text('#!/bin/sh\necho "error: $*"; exit 1\n')
+    (tmp_path / "other").chmod(0o755)
+    tools = _tools(tmp_path, "cmake", "ninja", *COMPILERS, nvcc=NVCC.format("13.0"))
+    names = {"CUDACXX": str(tmp_path / "other"), "CUDAHOSTCXX": "/opt/older-g++"}
+    status, output = _configure(tmp_path, tools, "-DNEQ_CUDA=ON", **names)
+    assert status
+    assert f"{tmp_path / 'other'} does not compile with /opt/older-g++ (error: " in output
+    assert "-ccbin /opt/older-g++" in output
+    assert "set CUDAHOSTCXX to one it supports; NEQ_CUDA=OFF builds for the CPU only" in output
+
+
+@needs_cmake
 def test_a_torch_without_the_stable_abi_is_refused(tmp_path):
     (tmp_path / "version.py").write_text("__version__ = '2.9.1+cpu'\n")
     tools = _tools(tmp_path, "cmake", "ninja", *COMPILERS)
-    status, output = _configure(tmp_path, tools, f"-DNEQ_TORCH_DIR={tmp_path}")
+    status, output = _configure(tmp_path, tools, "-DNEQ_CUDA=OFF", f"-DNEQ_TORCH_DIR={tmp_path}")
     assert status
     assert "expected torch >= 2.10" in output
     assert "found 2.9.1+cpu" in output
@@ -224,7 +246,9 @@ def test_import_works_without_the_extension_and_says_why(tmp_path, file, expecte
 def test_build_info_says_what_was_built():
     info = native.build_info()
     assert info["torch_target"] == "2.10"
-    assert info["cuda"] is False
+    assert (info["cuda"] is None) == bool(info["cuda_missing"])
+    assert bool(info["cuda"]) == bool(info["cuda_architectures"])
+    assert info["sources"] == sources.digest(ROOT / "csrc"), "rebuild: csrc/ has changed"
     assert "scalar" in info["cpu_isas"]
     assert native.cpu_isa() in info["cpu_isas"]
     assert "march=native" not in info["flags"]

@@ -64,6 +64,11 @@ NEQ_API int32_t neq_cpu_isa_supported(neq_isa isa);
 /* For tests and for comparing: applies to the whole process. */
 NEQ_API neq_status neq_cpu_set_isa(neq_isa isa);
 
+/* The CUDA the kernels were built with and the newest one this machine's driver serves, as 13000
+ * for 13.0; 0 where there is no driver. Like every neq_*_cuda*, only in a library built with CUDA.
+ */
+NEQ_API neq_status neq_cuda_versions(int32_t* runtime, int32_t* driver);
+
 /* packed[.., i, ..] = dy[.., index[i], ..], zero where index[i] < 0, along dimension `dim`;
  * bias[i] = sum of packed[.., i, ..] over all other dimensions, in the same pass; bias may be NULL.
  *
