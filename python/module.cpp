@@ -16,7 +16,7 @@ namespace py = pybind11;
 
 namespace {
 
-constexpr neq_isa kIsas[] = {NEQ_ISA_SCALAR, NEQ_ISA_AVX2};
+constexpr neq_isa kIsas[] = {NEQ_ISA_SCALAR, NEQ_ISA_AVX2, NEQ_ISA_AVX512};
 
 std::vector<std::string> cpu_isas() {
   std::vector<std::string> names;

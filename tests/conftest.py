@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from neq_kernels import backends, planner
+from neq_kernels import backends, native, planner
 
 
 @pytest.fixture(params=["torch", "native"])
@@ -11,6 +11,17 @@ def backend(request):
         pytest.skip(reason)
     with backends.use(request.param):
         yield request.param
+
+
+@pytest.fixture(params=["scalar", "avx2", "avx512"])
+def isa(request):
+    """Each instruction set of the CPU kernels in turn, forced."""
+    if not native.available() or request.param not in native.build_info()["cpu_isas"]:
+        pytest.skip(f"this processor has no {request.param}, or there is no native extension")
+    before = native.cpu_isa()
+    native.set_cpu_isa(request.param)
+    yield request.param
+    native.set_cpu_isa(before)
 
 
 @pytest.fixture(params=["packed", "dense"])

@@ -12,7 +12,6 @@ from neq_kernels import native
 pytestmark = pytest.mark.skipif(not native.available(), reason=str(native.why_not()))
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
-ISAS = ["scalar", "avx2"]
 
 # name: dY made of what randn(*shape) gives, and the dimension of its channels
 LAYOUTS = {
@@ -41,16 +40,6 @@ LAYOUTS = {
     "empty batch": lambda randn: (randn(0, 12, 3, 3), 1),
     "no channels": lambda randn: (randn(4, 0, 3), 1),
 }
-
-
-@pytest.fixture(params=ISAS)
-def isa(request):
-    if request.param not in native.build_info()["cpu_isas"]:
-        pytest.skip(f"this processor has no {request.param}")
-    before = native.cpu_isa()
-    native.set_cpu_isa(request.param)
-    yield request.param
-    native.set_cpu_isa(before)
 
 
 def _last(dy):

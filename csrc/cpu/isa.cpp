@@ -7,6 +7,7 @@
 namespace {
 
 neq_isa best_isa() noexcept {
+  if (neq_cpu_isa_supported(NEQ_ISA_AVX512)) return NEQ_ISA_AVX512;
   return neq_cpu_isa_supported(NEQ_ISA_AVX2) ? NEQ_ISA_AVX2 : NEQ_ISA_SCALAR;
 }
 
@@ -25,14 +26,29 @@ const char* neq_cpu_isa_name(neq_isa isa) {
       return "scalar";
     case NEQ_ISA_AVX2:
       return "avx2";
+    case NEQ_ISA_AVX512:
+      return "avx512";
   }
   return "unknown";
 }
 
 int32_t neq_cpu_isa_supported(neq_isa isa) {
 #if defined(__x86_64__)
-  // f16c is checked on its own: a few virtual machines hide it.
-  if (isa == NEQ_ISA_AVX2) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c");
+  // What isa.h asks the compiler for, each on its own: virtual machines hide single ones. The
+  // builtin also asks whether the operating system keeps the registers.
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                    __builtin_cpu_supports("f16c");
+  if (isa == NEQ_ISA_AVX2) return avx2;
+#if defined(NEQ_EMULATE_AVX512)
+  if (isa == NEQ_ISA_AVX512) return avx2;
+#else
+  // vbmi2 leaves out the first processors with AVX-512, which clock down when it is used.
+  if (isa == NEQ_ISA_AVX512) {
+    return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+           __builtin_cpu_supports("avx512vbmi2");
+  }
+#endif
 #endif
   return isa == NEQ_ISA_SCALAR;
 }

@@ -26,7 +26,7 @@ constexpr int64_t kPrefetchBytes = 2048;
 
 const Kernels& kernels(neq_dtype dtype) noexcept {
 #if defined(__x86_64__)
-  if (neq_cpu_isa() == NEQ_ISA_AVX2) return avx2_kernels(dtype);
+  if (neq_cpu_isa() >= NEQ_ISA_AVX2) return avx2_kernels(dtype);
 #endif
   return scalar_kernels(dtype);
 }

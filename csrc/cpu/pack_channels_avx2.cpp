@@ -1,19 +1,15 @@
 // The AVX2 loops of pack_channels. A row is compacted by shuffles known in advance: the active
 // lanes of a group move to its front, the whole vector is stored, and the next group overwrites
-// what was too much. Compiled for plain x86-64; each function asks for what it uses.
+// what was too much.
 #include "pack_channels.h"
 
 #if defined(__x86_64__)
-
-#include <immintrin.h>
 
 #include <array>
 #include <cstring>
 
 #include "element.h"
-
-#define NEQ_AVX2 [[gnu::target("avx2,f16c")]]
-#define NEQ_AVX2_INLINE [[gnu::target("avx2,f16c"), gnu::always_inline]] inline
+#include "isa.h"
 
 namespace neq::pack {
 namespace {

@@ -24,6 +24,18 @@
     CHECK(std::strstr(neq_last_error(), text) != nullptr); \
   } while (false)
 
+// Calls body once for every instruction set this processor has, or that is emulated, forced.
+template <class Body>
+void with_each_isa(Body body) {
+  const neq_isa before = neq_cpu_isa();
+  for (const neq_isa isa : {NEQ_ISA_SCALAR, NEQ_ISA_AVX2, NEQ_ISA_AVX512}) {
+    if (!neq_cpu_isa_supported(isa)) continue;
+    CHECK(neq_cpu_set_isa(isa) == NEQ_OK);
+    body();
+  }
+  CHECK(neq_cpu_set_isa(before) == NEQ_OK);
+}
+
 // Backwards, one step at a time: whatever relied on the order of the ranges shows.
 inline neq_parallel backwards() {
   return {[](void*, int64_t begin, int64_t end, int64_t, neq_body body, void* arg) {

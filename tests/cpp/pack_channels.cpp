@@ -153,13 +153,11 @@ void check_layouts() {
       {{4, 0, 3}, 1, {0, 1, 2}, 1},
       {{9}, 0, {0}, 1},
   };
-  for (const neq_isa isa : {NEQ_ISA_SCALAR, NEQ_ISA_AVX2}) {
-    if (!neq_cpu_isa_supported(isa)) continue;
-    CHECK(neq_cpu_set_isa(isa) == NEQ_OK);
+  with_each_isa([&] {
     for (const neq_dtype dtype : {NEQ_F32, NEQ_F64, NEQ_F16, NEQ_BF16}) {
       for (const Layout& layout : layouts) check_layout(layout, dtype, random);
     }
-  }
+  });
 }
 
 void check_refusals() {

@@ -25,7 +25,9 @@ typedef enum neq_status {
 
 typedef enum neq_dtype { NEQ_F32 = 0, NEQ_F64 = 1, NEQ_F16 = 2, NEQ_BF16 = 3 } neq_dtype;
 
-typedef enum neq_isa { NEQ_ISA_SCALAR = 0, NEQ_ISA_AVX2 = 1 } neq_isa;
+/* Each one includes those before it. AVX2 means with FMA and F16C, AVX-512 with F, BW, DQ, VL and
+ * VBMI2 (Ice Lake, Zen 4 and later). */
+typedef enum neq_isa { NEQ_ISA_SCALAR = 0, NEQ_ISA_AVX2 = 1, NEQ_ISA_AVX512 = 2 } neq_isa;
 
 /* A strided view of memory the caller owns; strides in elements, none negative. */
 typedef struct neq_tensor {
