@@ -91,6 +91,50 @@ def build_info() -> dict[str, Any]:
     return dict(_module().build_info())
 
 
+def cuda_why_not(capability: tuple[int, int] | None = None) -> str | None:
+    """Why the native CUDA operators cannot run here, or on a GPU of this compute capability, with
+    the remedy; None if they can. Needs no GPU and wakes none."""
+    module, reason = _load()
+    if module is None:
+        return reason
+    info, (runtime, driver) = build_info(), module.cuda_versions()
+    if not info["cuda"]:
+        return f"the native extension was built without CUDA: {info['cuda_missing']}; {_REBUILD}"
+    serves = f"the NVIDIA driver serves CUDA up to {driver // 1000}.{driver % 1000 // 10}"
+    if not driver:
+        return "there is no NVIDIA driver"
+    if driver // 1000 < runtime // 1000:
+        return (
+            f"built with CUDA {info['cuda']}, but {serves}: update the driver, or build with an "
+            "older CUDA toolkit"
+        )
+    if capability is None or _has_code(capability, info["cuda_architectures"], driver >= runtime):
+        return None
+    number = "{}{}".format(*capability)
+    return (
+        f"built for {', '.join(info['cuda_architectures'])}, not for compute capability "
+        f"{number[:-1]}.{number[-1]}; {_REBUILD}, with NEQ_CUDA_ARCHITECTURES={number}"
+    )
+
+
+def _has_code(capability: tuple[int, int], codes: list[str], ptx: bool) -> bool:
+    """sm_80 runs on 8.0 to 8.9, sm_90a on 9.0 alone; compute_80 (PTX) on all from 8.0 on, where the
+    driver is no older than the compiler."""
+    for code in codes:
+        kind, number = code.split("_")
+        major, minor = divmod(int(number.rstrip("af")), 10)
+        same_major = major == capability[0] and minor <= capability[1]
+        if number.endswith("a"):
+            runs = (major, minor) == capability
+        elif kind == "sm" or number.endswith("f"):
+            runs = same_major
+        else:
+            runs = (major, minor) <= capability
+        if runs and (kind == "sm" or ptx):
+            return True
+    return False
+
+
 def cpu_isa() -> str:
     """The instruction set that the CPU kernels use: the best this machine has, unless forced.
 
