@@ -2,6 +2,8 @@
 
 import importlib.util
 import os
+import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -256,6 +258,36 @@ def test_build_info_says_what_was_built():
 
 def _extension():
     return next((ROOT / "neq_kernels").glob(f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"))
+
+
+def _core_objects():
+    """What the extension's core was compiled to, where it was built in this tree."""
+    build = ROOT / "build" / f"native-{sys.implementation.cache_tag}"
+    return sorted(build.glob("csrc/CMakeFiles/neq_core.dir/cpu/*.o"))
+
+
+@pytest.mark.skipif(not shutil.which("objdump"), reason="needs objdump")
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="these are x86's instruction sets")
+@pytest.mark.skipif(not _core_objects(), reason="needs build/: python setup.py build_ext --inplace")
+def test_instruction_sets_are_used_where_they_are_asked_for_and_nowhere_else():
+    """What a file named after no instruction set holds must run on any processor; so must what
+    the linker may take from the others for all, like std::min."""
+    for path in _core_objects():
+        code = subprocess.check_output(["objdump", "-d", "--no-show-raw-insn", path], text=True)
+        wide = {width for width in ("ymm", "zmm") if f"%{width}" in code}
+        masked = "%k1" in code
+        if "_avx512." in path.name:
+            assert "zmm" in wide, path.name
+            assert masked, path.name
+        else:
+            assert not masked, path.name
+            assert wide == ({"ymm"} if "_avx2." in path.name else set()), path.name
+        symbols = subprocess.check_output(["nm", "--defined-only", path], text=True)
+        shared = {line.split()[-1] for line in symbols.splitlines() if " W " in line}
+        for function in re.split(r"\n(?=[0-9a-f]+ <)", code):
+            name = re.match(r"[0-9a-f]+ <(.+)>:", function)
+            if name and name[1] in shared:
+                assert not re.search(r"%[yz]mm|%k\d", function), f"{path.name}: {name[1]}"
 
 
 @needs_extension

@@ -12,7 +12,14 @@
 
 #if defined(__x86_64__)
 
+// Before 13, gcc warns of its own intrinsics, whose unused lanes are "undefined" on purpose.
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#if !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
 #include <immintrin.h>
+#pragma GCC diagnostic pop
 
 #define NEQ_AVX2_TARGET "avx2,fma,f16c"
 #define NEQ_AVX2 [[gnu::target(NEQ_AVX2_TARGET)]]

@@ -26,6 +26,7 @@ constexpr int64_t kPrefetchBytes = 2048;
 
 const Kernels& kernels(neq_dtype dtype) noexcept {
 #if defined(__x86_64__)
+  if (neq_cpu_isa() >= NEQ_ISA_AVX512) return avx512_kernels(dtype);
   if (neq_cpu_isa() >= NEQ_ISA_AVX2) return avx2_kernels(dtype);
 #endif
   return scalar_kernels(dtype);
@@ -34,10 +35,11 @@ const Kernels& kernels(neq_dtype dtype) noexcept {
 // Cuts the active channels into groups, at most one per channel; none where they lie too far apart.
 void plan_groups(const Kernels& kernels, int64_t channels, Group* groups, RowPlan* plan) noexcept {
   const int64_t lanes = kernels.lanes;
-  if (lanes == 0 || channels < lanes) return;
+  if (lanes == 0 || channels < kernels.fewest) return;
   int64_t found = 0;
   for (int64_t i = 0; i < plan->count;) {
-    const int64_t source = std::min<int64_t>(plan->index[i] / lanes * lanes, channels - lanes);
+    const int64_t source =
+        std::min<int64_t>(plan->index[i] / lanes * lanes, std::max<int64_t>(channels - lanes, 0));
     const int64_t start = i;
     uint32_t active = 0;
     for (; i < plan->count && plan->index[i] < source + lanes; ++i) {
@@ -285,7 +287,7 @@ neq_status neq_pack_channels_cpu(const neq_tensor* dy, int32_t dim, const int32_
   auto* groups = reinterpret_cast<Group*>(partial + partials);
   std::fill_n(partial, partials, 0.0);
   const Kernels& loops = kernels(geometry.dtype);
-  RowPlan plan = {index, groups, 0, 0, 0, count, geometry.width};
+  RowPlan plan = {index, groups, 0, 0, 0, count, geometry.width, geometry.channels};
   if (geometry.walk == Walk::kRows) plan_groups(loops, geometry.channels, groups, &plan);
   Job job = {geometry,
              loops,

@@ -29,18 +29,21 @@ struct RowPlan {
   int64_t tail;
   int64_t count;
   int64_t width;
+  int64_t channels;
 };
 
-// The elements that a group of up to 16 lanes may write, or a vector of sums read, past its row.
-inline constexpr int64_t kMaxSpill = 15;
+// The elements that a group of up to 32 lanes may write, or a vector of sums read, past its row.
+inline constexpr int64_t kMaxSpill = 31;
 
 // Partial sums are padded to whole vectors.
-inline constexpr int64_t kSumLanes = 8;
+inline constexpr int64_t kSumLanes = 16;
 
 struct Kernels {
-  // Channels of one group; 0 where all rows go channel by channel. Fewer active ones per group than
-  // `sparse`, and that is the faster way.
+  // Channels of one group; 0 where all rows go channel by channel. That is also the way of rows
+  // with fewer channels than `fewest`, and the faster one of fewer active channels per group than
+  // `sparse`.
   int64_t lanes;
+  int64_t fewest;
   int64_t sparse;
   // targets[r][i] = sources[r][index[i]] for r < rows. Only the last `exact` rows must not spill.
   void (*copy_rows)(char* const* targets, const char* const* sources, int64_t rows, int64_t exact,
@@ -62,6 +65,7 @@ inline constexpr int64_t kMaxRun = 1024;
 const Kernels& scalar_kernels(neq_dtype dtype) noexcept;
 #if defined(__x86_64__)
 const Kernels& avx2_kernels(neq_dtype dtype) noexcept;
+const Kernels& avx512_kernels(neq_dtype dtype) noexcept;
 #endif
 
 }  // namespace neq::pack

@@ -140,8 +140,10 @@ void check_layout(const Layout& layout, neq_dtype dtype, std::mt19937& random) {
 void check_layouts() {
   std::mt19937 random(7);
   const std::vector<Layout> layouts = {
-      {{300, 64}, 1, {0, 1}, 1},             // [tokens, C]
-      {{1000, 3}, 1, {0, 1}, 1},             // fewer channels than lanes
+      {{300, 64}, 1, {0, 1}, 1},  // [tokens, C]
+      {{1000, 3}, 1, {0, 1}, 1},  // fewer channels than lanes
+      {{90, 11}, 1, {0, 1}, 1},   // than those of AVX-512
+      {{50, 200}, 1, {0, 1}, 1},
       {{37, 19}, 1, {0, 1}, 2},              // every other element
       {{37, 19}, 1, {1, 0}, 1},              // transposed
       {{3, 17, 5, 7}, 1, {0, 1, 2, 3}, 1},   // NCHW
