@@ -9,15 +9,17 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from functools import partial
+from importlib import import_module
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from neq_kernels import native, reference
+from neq_kernels import kernels, native, reference
 
-ORDER = ("native", "torch")
+ORDER = ("triton", "native", "torch")
 OPERATORS = ("pack_channels", "linear_wgrad", "linear_backward", "conv_wgrad", "conv_backward")
+TRITON_OPERATORS = ("linear_wgrad",)
 _NATIVE_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
@@ -28,6 +30,22 @@ def _native_pack(
     return packed, sums
 
 
+def _best_pack(
+    dy: Tensor, index: Tensor, width: int, dim: int, bias: bool
+) -> tuple[Tensor, Tensor]:
+    able = why_not("native", dy.device.type, dy.dtype) is None
+    return (_native_pack if able else reference.pack_channels)(dy, index, width, dim, bias)
+
+
+def _triton(operator: str) -> Callable[..., Any]:
+    def launch(*arguments: Any, **options: Any) -> Any:
+        # Triton takes a second to import: not before a layer calls it.
+        function = getattr(import_module(f"neq_kernels.kernels.{operator}"), operator)
+        return function(*arguments, pack=_best_pack, **options)
+
+    return launch
+
+
 def _table() -> dict[tuple[str, str], Callable[..., Any]]:
     table: dict[tuple[str, str], Callable[..., Any]] = {}
     for operator in OPERATORS:
@@ -36,6 +54,7 @@ def _table() -> dict[tuple[str, str], Callable[..., Any]]:
         table[operator, "native"] = (
             _native_pack if operator == "pack_channels" else partial(function, pack=_native_pack)
         )
+    table.update({(operator, "triton"): _triton(operator) for operator in TRITON_OPERATORS})
     return table
 
 
@@ -64,16 +83,20 @@ class use:  # noqa: N801, reads as a verb
         _set(self._before)
 
 
-def resolve(operator: str, device: str, dtype: torch.dtype) -> tuple[str, Callable[..., Any]]:
+def resolve(
+    operator: str, device: str, dtype: torch.dtype, spatial: int = 0
+) -> tuple[str, Callable[..., Any]]:
     """The name and the function of the backend that computes ``operator`` on this kind of tensor.
+
+    ``spatial`` is how many dimensions a convolution slides over.
 
     Raises:
         RuntimeError: the requested backend, or every backend, is unable; gives each one's reason.
     """
-    key = (operator, device, dtype)
+    key = (operator, device, dtype, spatial)
     if key not in _resolved:
         candidates = (_requested,) if _requested else ORDER
-        reasons = {name: why_not(name, device, dtype) for name in candidates}
+        reasons = {name: _refusal(name, operator, device, dtype, spatial) for name in candidates}
         able = [name for name, reason in reasons.items() if reason is None]
         if not able:
             refused = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
@@ -86,23 +109,45 @@ def resolve(operator: str, device: str, dtype: torch.dtype) -> tuple[str, Callab
     return _resolved[key]
 
 
-def why_not(backend: str, device: str = "cpu", dtype: torch.dtype = torch.float32) -> str | None:
-    """Why ``backend`` cannot serve tensors of this device and dtype; None if it can."""
+def _refusal(
+    backend: str, operator: str, device: str, dtype: torch.dtype, spatial: int
+) -> str | None:
+    if (operator, backend) not in TABLE:
+        return f"has no {operator}"
+    return why_not(backend, device, dtype, spatial)
+
+
+def why_not(
+    backend: str,
+    device: str | None = None,
+    dtype: torch.dtype | None = None,
+    spatial: int = 0,
+) -> str | None:
+    """Why ``backend`` cannot serve tensors of this device and dtype; None if it can.
+
+    Without a device or a dtype: why it cannot serve any. ``spatial`` as in :func:`resolve`.
+    """
     if backend == "torch":
         return None
+    if backend == "triton":
+        return kernels.why_not(device, dtype, spatial)
     if not native.available():
         return native.why_not()
-    if device != "cpu":
+    if device not in (None, "cpu"):
         return f"serves the cpu, not {device}"
-    if dtype not in _NATIVE_DTYPES:
+    if dtype is not None and dtype not in _NATIVE_DTYPES:
         return f"serves float32, float64, float16 and bfloat16, not {dtype}"
     return None
 
 
 def report() -> str:
     """One line per backend: available, or the reason why not; and what was requested."""
-    lines = [f"{name:8s} {why_not(name) or 'available (cpu)'}" for name in ORDER]
-    lines[ORDER.index("torch")] = "torch    available (any device)"
+    serves = {
+        "triton": "cpu, interpreted" if kernels.interpreted() else "cuda",
+        "native": "cpu",
+        "torch": "any device",
+    }
+    lines = [f"{name:8s} {why_not(name) or f'available ({serves[name]})'}" for name in ORDER]
     return "\n".join([*lines, f"requested: {_requested or 'none, the first able one is taken'}"])
 
 
@@ -122,7 +167,7 @@ def _set(backend: str | None) -> None:
     _resolved.clear()
 
 
-_resolved: dict[tuple[str, str, torch.dtype], tuple[str, Callable[..., Any]]] = {}
+_resolved: dict[tuple[str, str, torch.dtype, int], tuple[str, Callable[..., Any]]] = {}
 _requested: str | None = None
 
 

@@ -92,12 +92,12 @@ def conv_gradients(
     if path == "packed" and needed.dw:
         arguments = (dy, x, weight, channels, needed.db, *geometry)
         if propagate == "active" and needed.dx:
-            dx, dw, db = _backend("conv_backward", dy)(*arguments)
+            dx, dw, db = _backend("conv_backward", dy, x.dim() - 2)(*arguments)
         else:
             dx = (
                 _conv(dy, x, weight, geometry, Needed(True, False, False))[0] if needed.dx else None
             )
-            dw, db = _backend("conv_wgrad", dy)(*arguments)
+            dw, db = _backend("conv_wgrad", dy, x.dim() - 2)(*arguments)
         return dx, dw, db if needed.db else None
     if propagate == "active" and needed.dx:
         dy = reference.mask_rows(dy, channels, 1)
@@ -162,5 +162,5 @@ def _conv(
     return dx, dw, db
 
 
-def _backend(operator: str, tensor: Tensor) -> Any:
-    return backends.resolve(operator, tensor.device.type, tensor.dtype)[1]
+def _backend(operator: str, tensor: Tensor, spatial: int = 0) -> Any:
+    return backends.resolve(operator, tensor.device.type, tensor.dtype, spatial)[1]

@@ -115,5 +115,10 @@ def _path(layer: NEqLayer) -> str:
         return "no backward yet"
     if path == "dense":
         return "dense, frozen rows zeroed: faster here by the planner's rule"
-    backend, _ = backends.resolve("pack_channels", layer.weight.device.type, layer.weight.dtype)
+    spatial = max(layer.weight.dim() - 2, 0)
+    operator = "conv" if spatial else "linear"
+    gradients = "backward" if layer.propagate == "active" else "wgrad"
+    backend, _ = backends.resolve(
+        f"{operator}_{gradients}", layer.weight.device.type, layer.weight.dtype, spatial
+    )
     return f"packed ({backend})"

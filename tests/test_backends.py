@@ -10,7 +10,7 @@ import torch
 from alone import copy_without_extension
 
 import neq_kernels as neq
-from neq_kernels import backends, native, reference
+from neq_kernels import backends, kernels, native, reference
 from neq_kernels.backends import OPERATORS, ORDER, TABLE, resolve, use, why_not
 
 ROOT = Path(__file__).parent.parent
@@ -37,7 +37,10 @@ def python(code, root=ROOT, **environment):
 
 
 def test_every_operator_has_every_backend():
-    assert set(TABLE) == {(operator, name) for operator in OPERATORS for name in ORDER}
+    triton = {(operator, "triton") for operator in backends.TRITON_OPERATORS}
+    both = {(operator, name) for operator in OPERATORS for name in ("native", "torch")}
+    assert set(TABLE) == both | triton
+    assert set(ORDER) == {name for _, name in TABLE}
     for operator in OPERATORS:
         assert TABLE[operator, "torch"] is getattr(reference, operator)
 
@@ -72,7 +75,9 @@ def test_use_is_permanent_without_with_and_contexts_nest():
 @pytest.mark.parametrize("wrong", ["cuda", "", "Torch", 3])
 def test_an_unknown_backend_changes_nothing(wrong):
     use("torch")
-    with pytest.raises(ValueError, match=rf"backend: expected one of native, torch, got {wrong!r}"):
+    with pytest.raises(
+        ValueError, match=rf"backend: expected one of triton, native, torch, got {wrong!r}"
+    ):
         use(wrong)
     assert "requested: torch" in backends.report()
 
@@ -84,6 +89,57 @@ def test_a_request_that_cannot_be_served_raises_with_the_reason():
         resolve("linear_wgrad", "cpu", torch.complex64)
     with pytest.raises(RuntimeError, match=r"native: serves the cpu, not cuda"):
         resolve("linear_wgrad", "cuda", torch.float32)
+
+
+def test_triton_says_why_it_is_missing(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(kernels, "_why_no_triton", lambda: "triton is not installed; pip install")
+    with pytest.raises(RuntimeError, match=r"backend=triton: not available here: .*pip install"):
+        use("triton")
+    assert "triton   triton is not installed" in backends.report()
+    monkeypatch.setattr(kernels, "_why_no_triton", lambda: None)
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert "is built without CUDA; install a CUDA build" in why_not("triton")
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert "torch sees no CUDA device; check nvidia-smi" in why_not("triton")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
+    assert why_not("triton") == (
+        "Tesla T4 has compute capability 7.5, triton needs 8.0; the other backends serve it"
+    )
+
+
+def test_triton_is_taken_for_what_it_serves(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(kernels, "_why_no_triton", lambda: None)
+    monkeypatch.setattr(kernels, "_why_no_gpu", lambda: None)
+    backends.use(None)
+    assert resolve("linear_wgrad", "cuda", torch.bfloat16)[0] == "triton"
+    assert resolve("linear_wgrad", "cuda", torch.float64)[0] != "triton"
+    assert resolve("linear_wgrad", "cpu", torch.float32)[0] != "triton"
+    assert resolve("pack_channels", "cuda", torch.float32)[0] != "triton"
+    assert why_not("triton", "cuda", torch.float32, 3) == (
+        "serves convolutions in 1 and 2 dimensions, not 3"
+    )
+    with use("triton"):
+        with pytest.raises(RuntimeError, match=r"triton: serves float32, float16 and bfloat16"):
+            resolve("linear_wgrad", "cuda", torch.float64)
+        with pytest.raises(RuntimeError, match=r"triton: serves cuda, not cpu"):
+            resolve("linear_wgrad", "cpu", torch.float32)
+        with pytest.raises(RuntimeError, match=r"triton: has no pack_channels"):
+            resolve("pack_channels", "cuda", torch.float32)
+    backends.use(None)
+
+
+@pytest.mark.parametrize(
+    ("found", "reason"), [("3.3.1", "expected triton >= 3.4, found 3.3.1"), ("3.4.0", None)]
+)
+def test_triton_too_old(found, reason, monkeypatch):
+    pytest.importorskip("triton")
+    monkeypatch.setattr(kernels, "version", lambda name: found)
+    assert (kernels._why_no_triton.__wrapped__() or "").partition(";")[0] == (reason or "")
 
 
 def test_a_missing_extension_is_explained(monkeypatch):
@@ -119,7 +175,7 @@ print(backends.report())
 def test_nonsense_in_the_environment_raises_at_import():
     result = python("import neq_kernels", NEQ_BACKEND="nonsense")
     assert result.returncode
-    assert "NEQ_BACKEND: expected one of native, torch, got 'nonsense'" in result.stderr
+    assert "NEQ_BACKEND: expected one of triton, native, torch, got 'nonsense'" in result.stderr
 
 
 def test_an_empty_variable_requests_nothing():
@@ -162,8 +218,9 @@ print(backends.report())
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
     assert lines[0] == "[3]"
-    assert lines[1].startswith("native   the native extension was not built")
-    assert "rebuild with" in lines[1]
+    assert lines[1] == "triton   triton is not installed; pip install 'neq_kernels[triton]'"
+    assert lines[2].startswith("native   the native extension was not built")
+    assert "rebuild with" in lines[2]
 
 
 @pytest.mark.parametrize(
@@ -184,8 +241,12 @@ def test_a_request_for_an_extension_that_does_not_load_says_why(without_extensio
 
 
 def test_import_loads_nothing_heavy():
-    """Neither what is optional nor torch's own slow parts."""
-    heavy = ["triton", "transformers", "sklearn", "matplotlib", "torch._inductor.compile_fx"]
+    """Neither what is optional nor torch's own slow parts. (Triton itself is imported by torch's
+    FLOP counter, where formulas are registered.)"""
+    heavy = [
+        "neq_kernels.kernels.common", "transformers", "sklearn", "matplotlib",
+        "torch._inductor.compile_fx",
+    ]  # fmt: skip
     result = python(
         f"import sys, neq_kernels; print([m for m in {heavy!r} if m in sys.modules])",
         NEQ_BACKEND="",
@@ -200,7 +261,7 @@ def test_backends_agree():
     model.set_active([0, 5, 9])
     x = torch.randn(2, 3, 6, 6)
     seen = []
-    for name in ORDER:
+    for name in ("native", "torch"):
         model.zero_grad()
         with use(name):
             model(x).square().sum().backward()

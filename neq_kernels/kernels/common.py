@@ -1,0 +1,141 @@
+"""What the kernels share: the arithmetic that torch is set to, finding a channel's place, and the
+second kernel of a split sum.
+
+``spread_kernel``: out[o, j] = sum_s partial[s, place(o), j], zero where channel o is frozen. The
+sum runs in the order of s, whatever order the programs of the first kernel finished in: results
+are bit-identical from run to run. Every element of ``out`` is written once.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from neq_kernels.kernels import DTYPES, interpreted
+
+# tl.dot's input_precision for each arithmetic; it has no say in 16-bit products.
+PRECISION = {"half": "tf32", "tf32": "tf32", "ieee": "ieee"}
+_ROWS, _COLUMNS = 32, 128
+
+
+def arithmetic(dtype: torch.dtype) -> str:
+    """How products of ``dtype`` are computed: "half", "tf32" or "ieee". Float32 follows
+    ``torch.set_float32_matmul_precision`` and ``torch.backends.cuda.matmul.allow_tf32``."""
+    if dtype != torch.float32:
+        return "half"
+    # Unlike allow_tf32, this one may be read after either of torch's interfaces was used.
+    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
+
+
+def check(dy: Tensor, x: Tensor, index: Tensor) -> None:
+    """Refuse what a kernel would misread: it sees addresses, not tensors.
+
+    Raises:
+        TypeError: the dtypes of dy and x differ, or are none that the kernels serve.
+        ValueError: dy, x and index are not on one device, or dy and x differ in their tokens.
+    """
+    if dy.dtype not in DTYPES or x.dtype != dy.dtype:
+        raise TypeError(
+            f"dy, x: expected both float32, float16 or bfloat16, got {dy.dtype} and {x.dtype}; "
+            "cast one of them, or use another backend"
+        )
+    if not dy.device == x.device == index.device:
+        raise ValueError(
+            f"dy, x, index: expected one device, got {dy.device}, {x.device} and {index.device}; "
+            "move the layer and its input together"
+        )
+    if dy.shape[0] != x.shape[0]:
+        raise ValueError(
+            f"x: expected {dy.shape[0]} rows like dy, got {x.shape[0]}; pass the input of the "
+            "forward that dy belongs to"
+        )
+
+
+def on_device_of(tensor: Tensor) -> Any:
+    """A context in which Triton launches where ``tensor`` is."""
+    if tensor.device.type != "cuda" or tensor.get_device() == torch.cuda.current_device():
+        return nullcontext()
+    return torch.cuda.device(tensor.device)
+
+
+# Triton's interpreter multiplies the bits of bfloat16 numbers as if they were integers.
+_WIDEN = tl.constexpr(interpreted())
+
+
+@triton.jit
+def dot(a, b, acc, PRECISION: tl.constexpr):
+    """``a @ b + acc``, accumulated in float32; PRECISION as in :data:`PRECISION`."""
+    if _WIDEN:
+        a = a.to(tl.float32)
+        b = b.to(tl.float32)
+    return tl.dot(a, b, acc, input_precision=PRECISION)
+
+
+@triton.jit
+def find(channels, index, width, steps):
+    """Place of each of ``channels`` in the rising ``index[:width]`` (-1 beyond its end), and
+    whether it is there; ``steps`` at least the bits of ``width``."""
+    low = tl.zeros_like(channels)
+    high = low + width
+    for _ in range(steps):
+        middle = (low + high) // 2
+        value = tl.load(index + middle, mask=middle < width, other=-1)
+        below = (value >= 0) & (value < channels)
+        low = tl.where(below, middle + 1, low)
+        high = tl.where(below, high, middle)
+    value = tl.load(index + low, mask=low < width, other=-1)
+    return low, value == channels
+
+
+@triton.jit(do_not_specialize=["size", "width", "split", "steps"])
+def spread_kernel(
+    partial, partial_sums, index, out, sums,
+    size, width, columns, split, steps, out_row, out_column,
+    BIAS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """See the head of the file. Float32 partial ``[split, width, columns]`` and partial_sums
+    ``[split, width]``; out ``[size, columns]`` with strides, sums ``[size]``."""
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    place, active = find(row, index, width, steps)
+    inside = column < columns
+    live = active[:, None] & inside[None, :]
+    source = partial + place.to(tl.int64)[:, None] * columns + column[None, :]
+    total = tl.zeros((ROWS, COLUMNS), tl.float32)
+    for _ in range(split):
+        total += tl.load(source, mask=live, other=0)
+        source += tl.cast(width, tl.int64) * columns
+    target = out + row.to(tl.int64)[:, None] * out_row + column.to(tl.int64)[None, :] * out_column
+    tl.store(target, total.to(out.dtype.element_ty), mask=(row < size)[:, None] & inside[None, :])
+    if BIAS and tl.program_id(1) == 0:
+        total_sums = tl.zeros((ROWS,), tl.float32)
+        for s in range(split):
+            total_sums += tl.load(partial_sums + s * width + place, mask=active, other=0)
+        tl.store(sums + row, total_sums.to(sums.dtype.element_ty), mask=row < size)
+
+
+def spread(
+    partial: Tensor, partial_sums: Tensor | None, index: Tensor, out: Tensor, sums: Tensor | None
+) -> None:
+    """Launch :func:`spread_kernel`.
+
+    Shapes: partial ``[split, width, columns]`` and partial_sums ``[split, width]``, contiguous
+    float32; index int32 ``[width or more]``, rising, -1 beyond its end; out ``[size, columns]`` of
+    any strides and sums ``[size]`` are overwritten. Without a bias both sums are None.
+    """
+    split, width, columns = partial.shape
+    size = out.shape[0]
+    if size == 0:
+        return
+    grid = (triton.cdiv(size, _ROWS), max(triton.cdiv(columns, _COLUMNS), 1))
+    spread_kernel[grid](
+        partial=partial, partial_sums=partial_sums, index=index, out=out, sums=sums,
+        size=size, width=width, columns=columns, split=split, steps=width.bit_length(),
+        out_row=out.stride(0), out_column=out.stride(1),
+        BIAS=sums is not None, ROWS=_ROWS, COLUMNS=_COLUMNS,
+    )  # fmt: skip

@@ -1,0 +1,215 @@
+"""linear_wgrad: dW[index[i], :] = sum_m dY[m, index[i]] * X[m, :], and db[index[i]] without X.
+
+A matrix product whose rows are the active channels, whose columns are X's, and whose sum runs over
+the tokens. A program owns one tile of it. The channels come in one of two forms:
+
+* gathered: the tile reads dY[m, index[i]] itself. Best where tokens are contiguous in dY, as then
+  the gathered rows are; across contiguous channels it loads single elements, and is left to
+  problems too small to pay for packing;
+* packed: dY has been packed to [tokens, width], and whole blocks are read.
+
+Either way rows are written through the index into a full-shape dW, whose frozen rows further
+programs of the same launch set to zero. Few rows and many tokens: the sum is split among programs,
+each writes partial sums, and ``spread_kernel`` adds them in a fixed order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from neq_kernels.active import Lists, bucket
+from neq_kernels.kernels.common import PRECISION, arithmetic, check, dot, find, on_device_of, spread
+from neq_kernels.kernels.configuration import KERNEL, Configuration, Product, choose, cost
+from neq_kernels.kernels.device import Device, device_of
+from neq_kernels.reference import Pack, as_rows, pack_channels
+
+_ZERO_ROWS, _ZERO_COLUMNS = 32, 256
+# index_select, masked_fill and what allocating between them costs; the native kernel is one.
+PACK_KERNELS = 2
+
+
+@triton.jit
+def _multiply(
+    acc, sums, dy, x, row_mask, column_mask, first, last, dy_step, x_step,
+    BIAS: tl.constexpr, PRECISION: tl.constexpr, DEPTH: tl.constexpr,
+):  # fmt: skip
+    token = tl.arange(0, DEPTH)
+    for start in range(first, last, DEPTH):
+        inside = start + token < last
+        a = tl.load(dy, mask=row_mask[:, None] & inside[None, :], other=0)
+        b = tl.load(x, mask=inside[:, None] & column_mask[None, :], other=0)
+        acc = dot(a, b, acc, PRECISION)
+        if BIAS:
+            sums += tl.sum(a.to(tl.float32), axis=1)
+        dy += dy_step
+        x += x_step
+    return acc, sums
+
+
+@triton.jit
+def _zero_frozen(pid, index, dw, db, size, width, fan_in, steps, dw_row, dw_column,
+                 BIAS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):  # fmt: skip
+    row = pid * ROWS + tl.arange(0, ROWS)
+    _, active = find(row, index, width, steps)
+    frozen = (row < size) & (active == 0)
+    zeros = tl.zeros((ROWS, COLUMNS), dw.dtype.element_ty)
+    rows = dw + row.to(tl.int64)[:, None] * dw_row
+    for start in range(0, fan_in, COLUMNS):
+        column = start + tl.arange(0, COLUMNS)
+        tl.store(
+            rows + column.to(tl.int64)[None, :] * dw_column, zeros,
+            mask=frozen[:, None] & (column < fan_in)[None, :],
+        )  # fmt: skip
+    if BIAS:
+        tl.store(db + row, tl.zeros((ROWS,), db.dtype.element_ty), mask=frozen)
+
+
+@triton.jit(do_not_specialize=["tokens", "width", "size", "span", "tiles", "steps"])
+def linear_wgrad_kernel(
+    dy, x, index, dw, db, partial, partial_sums,
+    tokens, width, size, fan_in, span, tiles, steps,
+    dy_token, dy_channel, x_token, x_column, dw_row, dw_column,
+    GATHER: tl.constexpr, BIAS: tl.constexpr, PARTIAL: tl.constexpr, PRECISION: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
+    ZERO_ROWS: tl.constexpr, ZERO_COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """See the head of the file. Programs ``[0, tiles)`` of the first axis multiply, the others set
+    frozen rows to zero; the second axis is the split, ``span`` tokens each."""
+    pid = tl.program_id(0)
+    if pid < tiles:
+        # Neighbours share a block of X: the rows, fewer, come again from the cache.
+        row_tiles = tl.cdiv(width, ROWS)
+        row = (pid % row_tiles) * ROWS + tl.arange(0, ROWS)
+        column = (pid // row_tiles) * COLUMNS + tl.arange(0, COLUMNS)
+        channel = tl.load(index + row, mask=row < width, other=-1)
+        row_mask = channel >= 0
+        column_mask = column < fan_in
+        first = tl.program_id(1) * span
+        last = tl.minimum(first + span, tokens)
+        token = (first + tl.arange(0, DEPTH)).to(tl.int64)
+        source = channel if GATHER else row
+        dy_block = dy + source.to(tl.int64)[:, None] * dy_channel + token[None, :] * dy_token
+        x_block = x + token[:, None] * x_token + column.to(tl.int64)[None, :] * x_column
+        dy_step = tl.cast(DEPTH, tl.int64) * dy_token
+        x_step = tl.cast(DEPTH, tl.int64) * x_token
+        acc = tl.zeros((ROWS, COLUMNS), tl.float32)
+        sums = tl.zeros((ROWS,), tl.float32)
+        if BIAS and pid < row_tiles:
+            acc, sums = _multiply(
+                acc, sums, dy_block, x_block, row_mask, column_mask, first, last, dy_step, x_step,
+                True, PRECISION, DEPTH,
+            )  # fmt: skip
+            if PARTIAL:
+                tl.store(partial_sums + tl.program_id(1) * width + row, sums, mask=row_mask)
+            else:
+                tl.store(db + channel, sums.to(db.dtype.element_ty), mask=row_mask)
+        else:
+            acc, sums = _multiply(
+                acc, sums, dy_block, x_block, row_mask, column_mask, first, last, dy_step, x_step,
+                False, PRECISION, DEPTH,
+            )  # fmt: skip
+        mask = row_mask[:, None] & column_mask[None, :]
+        if PARTIAL:
+            base = (tl.program_id(1) * tl.cast(width, tl.int64) + row)[:, None] * fan_in
+            tl.store(partial + base + column[None, :], acc, mask=mask)
+        else:
+            base = channel.to(tl.int64)[:, None] * dw_row
+            target = dw + base + column.to(tl.int64)[None, :] * dw_column
+            tl.store(target, acc.to(dw.dtype.element_ty), mask=mask)
+    else:
+        _zero_frozen(
+            pid - tiles, index, dw, db, size, width, fan_in, steps, dw_row, dw_column,
+            BIAS, ZERO_ROWS, ZERO_COLUMNS,
+        )  # fmt: skip
+
+
+def linear_wgrad(
+    dy: Tensor,
+    x: Tensor,
+    lists: Lists,
+    bias: bool,
+    columns: bool,
+    pack: Pack = pack_channels,
+    *,
+    dtype: torch.dtype | None = None,
+    configuration: Configuration | None = None,
+    form: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The operator of :func:`neq_kernels.reference.linear_wgrad`, same arguments and results.
+
+    Args:
+        dtype: of the results; dy's unless given. float32 keeps what is accumulated.
+        configuration: instead of the one of least predicted cost.
+        form: "gathered" or "packed", instead of the one of less predicted cost.
+
+    Raises:
+        TypeError: dy and x differ in dtype, or it is not one that the kernels serve.
+        ValueError: dy, x or the lists are not on one device, or their shapes do not match.
+    """
+    dy, x = as_rows(dy), as_rows(x)
+    check(dy, x, lists.padded)
+    width = min(bucket(lists.count), lists.size)
+    device = device_of(dy)
+    product = Product(
+        arithmetic(dy.dtype), dy.element_size(), rows=width, columns=x.shape[1], depth=x.shape[0]
+    )
+    gathered = replace(product, gathered=dy.stride(0) != 1)
+    if form is None:
+        form = _form(product, gathered, lists.size, device)
+    if form == "packed":
+        dy, _ = pack(dy, lists.padded[:width], width, 1, False)
+    configuration = configuration or choose(gathered if form == "gathered" else product, device)
+    return _launch(dy, x, lists, bias, columns, form, dtype or dy.dtype, configuration)
+
+
+def _form(product: Product, gathered: Product, size: int, device: Device) -> str:
+    """Packing reads dY and writes its channels, in kernels of their own; then blocks load fast."""
+    elements = product.depth * (size + product.rows) * product.itemsize
+    packing = PACK_KERNELS * KERNEL + elements / device.bandwidth
+    packed = cost(product, choose(product, device), device) + packing
+    return "gathered" if cost(gathered, choose(gathered, device), device) <= packed else "packed"
+
+
+def _launch(
+    dy: Tensor, x: Tensor, lists: Lists, bias: bool, columns: bool, form: str,
+    dtype: torch.dtype, configuration: Configuration,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    (tokens, fan_in), size = x.shape, lists.size
+    tile, width = configuration.tile, min(bucket(lists.count), lists.size)
+    dw = dy.new_empty((fan_in, size) if columns else (size, fan_in), dtype=dtype)
+    rows = dw.t() if columns else dw
+    db = dy.new_empty(size if bias else 0, dtype=dtype)
+    span = configuration.span(tokens)
+    split = max(-(-tokens // span), 1)
+    # Columns of dW are rows of the product: stored one by one through the index they would touch
+    # all of dW twice, so they too go through the second kernel, which writes whole blocks.
+    partial = split > 1 or columns
+    sums = dy.new_empty((split, width if partial else 0, fan_in), dtype=torch.float32)
+    bias_sums = dy.new_empty((split, width if partial and bias else 0), dtype=torch.float32)
+    # One column of tiles at least: without inputs there still is a bias.
+    tiles = triton.cdiv(width, tile.rows) * max(triton.cdiv(fan_in, tile.columns), 1)
+    zeros = 0 if partial or lists.count == size else triton.cdiv(size, _ZERO_ROWS)
+    with on_device_of(dy):
+        if tiles + zeros:
+            linear_wgrad_kernel[tiles + zeros, split](
+                dy=dy, x=x, index=lists.padded, dw=rows, db=db,
+                partial=sums, partial_sums=bias_sums,
+                tokens=tokens, width=width, size=size, fan_in=fan_in, span=span, tiles=tiles,
+                steps=width.bit_length(),
+                dy_token=dy.stride(0), dy_channel=dy.stride(1),
+                x_token=x.stride(0), x_column=x.stride(1),
+                dw_row=rows.stride(0), dw_column=rows.stride(1),
+                GATHER=form == "gathered", BIAS=bias, PARTIAL=partial,
+                PRECISION=PRECISION[arithmetic(dy.dtype)],
+                ROWS=tile.rows, COLUMNS=tile.columns, DEPTH=tile.depth,
+                ZERO_ROWS=_ZERO_ROWS, ZERO_COLUMNS=_ZERO_COLUMNS,
+                num_warps=tile.warps, num_stages=tile.stages,
+            )  # fmt: skip
+        if partial:
+            spread(sums, bias_sums if bias else None, lists.padded, rows, db if bias else None)
+    return dw, db
