@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -18,17 +19,17 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
-from neq_kernels import ops
+from neq_kernels import ops, planner
 from neq_kernels.active import Lists, lists
 from neq_kernels.gradients import (
     ConvGeometry,
     Needed,
     conv_dgrad,
+    conv_geometry,
     conv_gradients,
-    conv_path,
     linear_dgrad,
+    linear_geometry,
     linear_gradients,
-    linear_path,
 )
 
 
@@ -36,16 +37,16 @@ class LinearFunction(Function):
     """``y = x W^T + b`` (``x W + b`` when ``columns``); dW and db hold active neurons only.
 
     Shapes: x ``[..., I]``, weight ``[O, I]`` (``[I, O]`` when ``columns``), bias ``[O]`` or None,
-    index int32 ``[O]``, count 0-d int64. ``taken`` receives the path of the last backward.
+    index int32 ``[O]``, count 0-d int64. ``plan`` knows the path, or has it found.
     """
 
     @staticmethod
-    def forward(x, weight, bias, index, count, columns, propagate, mode, taken):  # type: ignore[no-untyped-def]
+    def forward(x, weight, bias, index, count, columns, propagate, mode, plan):  # type: ignore[no-untyped-def]
         return conv1d_forward(x, weight, bias) if columns else F.linear(x, weight, bias)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, weight, _, index, count, ctx.columns, ctx.propagate, ctx.mode, ctx.taken = inputs
+        x, weight, _, index, count, ctx.columns, ctx.propagate, ctx.mode, ctx.plan = inputs
         ctx.fan_in = x.shape[-1]
         _save(ctx, x, weight, index, count)
 
@@ -66,13 +67,16 @@ class LinearFunction(Function):
         with _no_autocast(dy):
             if ctx.mode == "none":
                 return (linear_dgrad(dy, weight, ctx.columns), None, None, *rest)
-            path = linear_path(dy, ctx.fan_in, channels, ctx.propagate)
             if torch.is_grad_enabled():
-                path, weight = "dense", _constant_rows(weight, channels, int(ctx.columns))
-            ctx.taken["path"] = path
+                weight = _constant_rows(weight, channels, int(ctx.columns))
+            turn = _turn(
+                ctx, dy, needed,
+                lambda: linear_geometry(dy, ctx.fan_in, channels, needed, ctx.propagate),
+            )  # fmt: skip
             gradients = linear_gradients(
-                dy, x, weight, channels, needed, ctx.columns, ctx.propagate, path
+                dy, x, weight, channels, needed, ctx.columns, ctx.propagate, turn.path
             )
+            turn.stop()
             return (*gradients, *rest)
 
 
@@ -86,11 +90,11 @@ class ConvFunction(Function):
     """A convolution in 1 to 3 dimensions, zero-padded; dW and db hold active neurons only.
 
     Shapes: x ``[N, C, *in]``, weight ``[O, C/groups, *kernel]``, bias ``[O]`` or None, index int32
-    ``[O]``, count 0-d int64. ``taken`` receives the path of the last backward.
+    ``[O]``, count 0-d int64. ``plan`` knows the path, or has it found.
     """
 
     @staticmethod
-    def forward(x, weight, bias, index, count, geometry, propagate, mode, taken):  # type: ignore[no-untyped-def]
+    def forward(x, weight, bias, index, count, geometry, propagate, mode, plan):  # type: ignore[no-untyped-def]
         stride, padding, dilation, groups = geometry
         no_output_padding = (0,) * len(stride)
         return torch.convolution(
@@ -99,7 +103,7 @@ class ConvFunction(Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, weight, _, index, count, geometry, ctx.propagate, ctx.mode, ctx.taken = inputs
+        x, weight, _, index, count, geometry, ctx.propagate, ctx.mode, ctx.plan = inputs
         ctx.geometry = geometry
         ctx.x_layout = (x.shape, x.stride())
         _save(ctx, x, weight, index, count, always_weight=True)
@@ -125,35 +129,45 @@ class ConvFunction(Function):
                 x = torch.empty_strided(*ctx.x_layout, dtype=dy.dtype, device=dy.device)
             if ctx.mode == "none":
                 return (conv_dgrad(dy, x, weight, geometry), None, None, *rest)
-            path = conv_path(dy, weight, channels, geometry.groups, ctx.propagate)
             if torch.is_grad_enabled():
-                path, weight = "dense", _constant_rows(weight, channels, 0)
-            ctx.taken["path"] = path
+                weight = _constant_rows(weight, channels, 0)
+            turn = _turn(
+                ctx, dy, needed,
+                lambda: conv_geometry(dy, weight, channels, needed, geometry, ctx.propagate),
+            )  # fmt: skip
             gradients = conv_gradients(
-                dy, x, weight, channels, needed, geometry, ctx.propagate, path
+                dy, x, weight, channels, needed, geometry, ctx.propagate, turn.path
             )
+            turn.stop()
             return (*gradients, *rest)
 
 
-class MaskFunction(Function):
-    """A parameter, unchanged, whose gradient is zero where ``mask`` (bool, same shape) is false."""
+def zeroing_hook(
+    index: Tensor, count: Tensor, mask: Tensor, dim: int
+) -> Callable[[Tensor], Tensor]:
+    """A hook for a layer's parameter: its gradient, with zeros for the neurons frozen now.
 
-    @staticmethod
-    def forward(parameter, mask):  # type: ignore[no-untyped-def]
-        return parameter.view_as(parameter)
+    ``mask`` is the set that ``index`` and ``count`` list, bool ``[size]``; neurons lie along
+    dimension ``dim`` of the parameter. A hook costs a fraction of a Function, and goes with torch's
+    own backward, at any order of differentiation. It must sit on an alias of the parameter made for
+    one use, whose gradient is nobody else's.
+    """
+    version = index._version
+    shape: list[int] = []
+    frozen = lists(index, count).frozen if index.device.type == "cpu" else None
 
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.set_materialize_grads(False)
-        _, ctx.index = inputs
-        ctx.version = ctx.index._version
+    def zero(grad: Tensor) -> Tensor:
+        _check_unchanged(index, version)
+        if frozen is None:  # a device reads the set as a captured graph finds it
+            if not shape:
+                shape.extend(-1 if d == dim else 1 for d in range(grad.dim()))
+            return torch.where(mask.view(shape), grad, 0)
+        # A weight's gradient is fresh; a bias's may be the output's, reshaped.
+        if grad.dim() > 1 and not grad.requires_grad:
+            return grad.index_fill_(dim, frozen, 0)
+        return grad.index_fill(dim, frozen, 0)
 
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor | None) -> Any:
-        if grad is None:
-            return None, None
-        _check_unchanged(ctx)
-        return torch.where(ctx.index, grad, 0), None
+    return zero
 
 
 def _save(
@@ -168,15 +182,40 @@ def _save(
     need_weight = ctx.mode != "cut" and (ctx.needs_input_grad[0] or always_weight)
     ctx.save_for_backward(x if need_x else None, weight if need_weight else None)
     ctx.index, ctx.count, ctx.version = index, count, index._version
+    ctx.forward_key = forward_key(x, ctx.needs_input_grad[:3])
+
+
+_DENSE = planner.Settled("dense", "rule")
+
+
+def _turn(
+    ctx: Any, dy: Tensor, needed: Needed, geometry: Callable[[], planner.Geometry]
+) -> planner.Settled:
+    """The path of this backward. Only "dense" consists of differentiable operations, and without a
+    weight gradient there is nothing to choose."""
+    if torch.is_grad_enabled() or not needed.dw:
+        return _DENSE
+    key = (dy.shape, dy.stride(), dy.dtype, needed)
+    plan: planner.LayerPlan = ctx.plan
+    turn = plan.settled.get(key) or planner.start(geometry(), plan, key)
+    plan.path, plan.why = turn.path, turn.why
+    if turn.path == "dense" and key in plan.settled and ctx.propagate == "all":
+        plan.dense.add(ctx.forward_key)
+    return turn
+
+
+def forward_key(x: Tensor, needed: Sequence[bool]) -> tuple[Any, ...]:
+    """By what a forward can tell beforehand which way its backward goes."""
+    return x.shape, x.stride(), x.dtype, *needed
 
 
 def _channels(ctx: Any) -> Lists:
-    _check_unchanged(ctx)
+    _check_unchanged(ctx.index, ctx.version)
     return lists(ctx.index, ctx.count)
 
 
-def _check_unchanged(ctx: Any) -> None:
-    if ctx.index._version != ctx.version:
+def _check_unchanged(index: Tensor, version: int) -> None:
+    if index._version != version:
         raise RuntimeError(
             "backward: expected the active set that the forward saw, but it was changed in between "
             "by set_active or tracker.update(); change sets between optimizer steps, or run the "

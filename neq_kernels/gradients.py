@@ -117,32 +117,32 @@ def conv_dgrad(dy: Tensor, x: Tensor, weight: Tensor, geometry: ConvGeometry) ->
     return dx
 
 
-def linear_path(dy: Tensor, fan_in: int, channels: Lists, propagate: str) -> str:
-    """The planner's answer for a linear layer with output gradient ``dy`` ``[..., O]``."""
+def linear_geometry(
+    dy: Tensor, fan_in: int, channels: Lists, needed: Needed, propagate: str
+) -> planner.Geometry:
+    """What the planner wants to know of a linear layer with output gradient ``dy`` ``[..., O]``."""
     positions = dy.numel() // max(channels.size, 1)
-    return planner.choose(
-        planner.Geometry(
-            "linear",
-            dy.device.type,
-            dy.dtype,
-            positions,
-            fan_in,
-            channels.size,
-            channels.count,
-            propagate=propagate,
-        )
-    )
+    return planner.Geometry(
+        "linear", dy.device.type, dy.dtype, positions, fan_in, channels.size, channels.count,
+        propagate=propagate, shape=(positions,), needed=needed,
+    )  # fmt: skip
 
 
-def conv_path(dy: Tensor, weight: Tensor, channels: Lists, groups: int, propagate: str) -> str:
-    """The planner's answer for a convolution with output gradient ``dy`` ``[N, O, *out]``."""
-    positions = dy.numel() // max(channels.size, 1)
-    fan_in = weight.numel() // max(channels.size, 1)
-    return planner.choose(
-        planner.Geometry(
-            "conv", dy.device.type, dy.dtype, positions, fan_in, channels.size, channels.count,
-            groups, weight.shape[2:].numel(), not dy.is_contiguous(), propagate,
-        )
+def conv_geometry(
+    dy: Tensor,
+    weight: Tensor,
+    channels: Lists,
+    needed: Needed,
+    geometry: ConvGeometry,
+    propagate: str,
+) -> planner.Geometry:
+    """The same of a convolution with output gradient ``dy`` ``[N, O, *out]``."""
+    size = max(channels.size, 1)
+    return planner.Geometry(
+        "conv", dy.device.type, dy.dtype, dy.numel() // size, weight.numel() // size,
+        channels.size, channels.count, geometry.groups, weight.shape[2:].numel(),
+        not dy.is_contiguous(), propagate, (dy.shape[0], *dy.shape[2:]),
+        (*geometry.stride, *geometry.dilation), needed,
     )  # fmt: skip
 
 

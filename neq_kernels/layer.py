@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from neq_kernels.active import ActiveSet
+from neq_kernels.autograd import forward_key, zeroing_hook
+from neq_kernels.planner import LayerPlan
 
 Chosen = Tensor | Sequence[bool] | Sequence[int] | ActiveSet | None
 PROPAGATE = ("all", "active")
@@ -45,7 +47,7 @@ class NEqLayer(nn.Module):
     _index: Tensor
     _count: Tensor
     _mask: Tensor
-    _taken: dict[str, str]
+    _plan: LayerPlan
     _propagate: str
 
     @property
@@ -67,6 +69,7 @@ class NEqLayer(nn.Module):
         if value not in PROPAGATE:
             raise ValueError(f"propagate: expected one of {', '.join(PROPAGATE)}, got {value!r}")
         self._propagate = value
+        self._plan.forget()
         changes.note()
 
     def set_active(self, active: Chosen) -> None:
@@ -111,14 +114,14 @@ class NEqLayer(nn.Module):
 
     def _adopt(self, propagate: str) -> None:
         """Become sparse: called once, when convert has changed the class of the module."""
+        self._plan = LayerPlan()
         self.propagate = propagate
-        self._taken = {}
         self._active = ActiveSet.full(self.weight.shape[self._neuron_dim("weight")])
         self._allocate()
 
     def unconvert(self) -> None:
         """Become torch's own layer again; use :func:`neq_kernels.revert` for a whole model."""
-        for name in ("_index", "_mask", "_count", "_taken", "_active", "_propagate"):
+        for name in ("_index", "_mask", "_count", "_plan", "_active", "_propagate"):
             self.__dict__.pop(name, None)
         self.__class__ = self.origin  # type: ignore[assignment]
 
@@ -138,7 +141,7 @@ class NEqLayer(nn.Module):
 
     def _fill(self, active: ActiveSet) -> None:
         self._active = active
-        self._taken.clear()
+        self._plan.forget()
         changes.note()
         with torch.no_grad():
             self._index.fill_(-1)[: active.count].copy_(active.index)
@@ -197,7 +200,28 @@ class NEqLayer(nn.Module):
             # No part of this node: a reducer that waits for them is answered by the tether.
             weight, bias = self.weight.detach(), None if bias is None else bias.detach()
             return self._sparse(mode, *cast_for_autocast(x, weight, bias))
-        return self._sparse(mode, *cast_for_autocast(x, self.weight, bias))
+        x, weight, bias = cast_for_autocast(x, self.weight, bias)
+        if mode == "some" and self._plan.dense and self._goes_dense(x, weight, bias):
+            bias = None if bias is None else self._guard(bias, "bias")
+            return self._compute(x, self._guard(weight, "weight"), bias)
+        return self._sparse(mode, x, weight, bias)
+
+    def _goes_dense(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+        """Whether the planner has settled that such a backward is torch's own, then zeroed."""
+        needed = x.requires_grad, weight.requires_grad, bias is not None and bias.requires_grad
+        return forward_key(x, needed) in self._plan.dense
+
+    def _guard(self, parameter: Tensor, name: str) -> Tensor:
+        """``parameter``, with zeros in the gradient's frozen rows."""
+        if not parameter.requires_grad:
+            return parameter
+        hook = self._plan.hooks.get(name)
+        if hook is None:
+            dim = self._neuron_dim(name)
+            hook = self._plan.hooks[name] = zeroing_hook(self._index, self._count, self._mask, dim)
+        guarded = parameter.view_as(parameter)
+        guarded.register_hook(hook)
+        return guarded
 
     def _masked(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """The same gradients from torch's own differentiable operations, frozen rows included in

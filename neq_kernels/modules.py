@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from neq_kernels.autograd import ConvFunction, LinearFunction, MaskFunction, conv1d_forward
+from neq_kernels.autograd import ConvFunction, LinearFunction, conv1d_forward
 from neq_kernels.layer import NEqLayer
 
 
@@ -45,9 +45,9 @@ class _NEqConv1D(NEqLayer):
 def _linear(
     layer: NEqLayer, mode: str, x: Tensor, weight: Tensor, bias: Tensor | None, columns: bool
 ) -> Tensor:
-    taken = None if mode == "opaque" else layer._taken
+    plan = None if mode == "opaque" else layer._plan
     return LinearFunction.apply(
-        x, weight, bias, layer._index, layer._count, columns, layer.propagate, mode, taken
+        x, weight, bias, layer._index, layer._count, columns, layer.propagate, mode, plan
     )
 
 
@@ -63,9 +63,9 @@ class _NEqConvNd(NEqLayer, nn.modules.conv._ConvNd):
             x = x.unsqueeze(0)
         x, padding = self._pad(x)
         geometry = (self.stride, padding, self.dilation, self.groups)
-        taken = None if mode == "opaque" else self._taken
+        plan = None if mode == "opaque" else self._plan
         y: Tensor = ConvFunction.apply(
-            x, weight, bias, self._index, self._count, geometry, self.propagate, mode, taken
+            x, weight, bias, self._index, self._count, geometry, self.propagate, mode, plan
         )
         return y if batched else y.squeeze(0)
 
@@ -122,7 +122,7 @@ class _NEqNorm(NEqLayer):
             return self._mask_rows(parameter, name)
         if self._active.is_empty:
             return parameter.detach()
-        return MaskFunction.apply(parameter, self._mask)
+        return self._guard(parameter, name)
 
     def _normalise(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
         raise NotImplementedError

@@ -12,18 +12,18 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from neq_kernels import reference
+from neq_kernels import planner, reference
 from neq_kernels.active import Lists, lists
 from neq_kernels.gradients import (
     ConvGeometry,
     Gradients,
     Needed,
     conv_dgrad,
+    conv_geometry,
     conv_gradients,
-    conv_path,
     linear_dgrad,
+    linear_geometry,
     linear_gradients,
-    linear_path,
 )
 
 _ops = torch.ops.neq_kernels
@@ -103,10 +103,9 @@ def _linear_wgrad(
     if channels.count == 0:
         shape = (x.shape[-1], dy.shape[-1]) if columns else (dy.shape[-1], x.shape[-1])
         return dy.new_zeros(shape), _zero_bias(dy, index, bias)
-    _, dw, db = linear_gradients(
-        dy, x, None, channels, Needed(False, True, bias), columns, "all",
-        linear_path(dy, x.shape[-1], channels, "all"),
-    )  # fmt: skip
+    needed = Needed(False, True, bias)
+    path = planner.settled(linear_geometry(dy, x.shape[-1], channels, needed, "all")).path
+    _, dw, db = linear_gradients(dy, x, None, channels, needed, columns, "all", path)
     return _given(dw), _given(db, dy)
 
 
@@ -116,10 +115,9 @@ def _linear_backward(
     channels = _checked_lists(dy, dy.dim() - 1, x, index, count)
     if channels.count == 0:
         return x.new_zeros(x.shape), torch.zeros_like(weight), _zero_bias(dy, index, bias)
-    dx, dw, db = linear_gradients(
-        dy, x, weight, channels, Needed(True, True, bias), columns, "active",
-        linear_path(dy, x.shape[-1], channels, "active"),
-    )  # fmt: skip
+    needed = Needed(True, True, bias)
+    path = planner.settled(linear_geometry(dy, x.shape[-1], channels, needed, "active")).path
+    dx, dw, db = linear_gradients(dy, x, weight, channels, needed, columns, "active", path)
     return _given(dx), _given(dw), _given(db, dy)
 
 
@@ -131,8 +129,8 @@ def _conv_wgrad(
     if channels.count == 0:
         return torch.zeros_like(weight), _zero_bias(dy, index, bias)
     geometry = ConvGeometry(stride, padding, dilation, groups)
-    path = conv_path(dy, weight, channels, groups, "all")
     needed = Needed(False, True, bias)
+    path = planner.settled(conv_geometry(dy, weight, channels, needed, geometry, "all")).path
     _, dw, db = conv_gradients(dy, x, weight, channels, needed, geometry, "all", path)
     return _given(dw), _given(db, dy)
 
@@ -145,8 +143,8 @@ def _conv_backward(
     if channels.count == 0:
         return torch.zeros_like(x), torch.zeros_like(weight), _zero_bias(dy, index, bias)
     geometry = ConvGeometry(stride, padding, dilation, groups)
-    path = conv_path(dy, weight, channels, groups, "active")
     needed = Needed(True, True, bias)
+    path = planner.settled(conv_geometry(dy, weight, channels, needed, geometry, "active")).path
     dx, dw, db = conv_gradients(dy, x, weight, channels, needed, geometry, "active", path)
     # The fake promised the strides of x; vendor kernels may have followed dy's.
     dx = reference.with_strides(_given(dx), torch.empty_like(x, device="meta"))

@@ -110,15 +110,18 @@ def _path(layer: NEqLayer) -> str:
         return "none: no weight gradient"
     if layer.weight.dim() == 1:
         return "masked: all rows are a by-product of dX"
-    path = layer._taken.get("path")
-    if path is None:
+    plan = layer._plan
+    if plan.path is None:
         return "no backward yet"
-    if path == "dense":
-        return "dense, frozen rows zeroed: faster here by the planner's rule"
+    if plan.why == "measuring":
+        return f"{plan.path}, being compared"
+    why = "faster here as measured" if plan.why == "measured" else "faster here by the rule"
+    if plan.path == "dense":
+        return f"dense, frozen rows zeroed: {why}"
     spatial = max(layer.weight.dim() - 2, 0)
     operator = "conv" if spatial else "linear"
     gradients = "backward" if layer.propagate == "active" else "wgrad"
     backend, _ = backends.resolve(
         f"{operator}_{gradients}", layer.weight.device.type, layer.weight.dtype, spatial
     )
-    return f"packed ({backend})"
+    return f"packed ({backend}): {why}"

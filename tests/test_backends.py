@@ -158,8 +158,9 @@ def test_a_missing_extension_is_explained(monkeypatch):
 def test_the_environment_chooses_what_the_layers_use(backend):
     code = """
 import torch, neq_kernels as neq
-from neq_kernels import backends, planner
-planner.choose = lambda geometry: "packed"
+from neq_kernels import backends
+from neq_kernels.planner import rule
+rule.choose = lambda geometry: "packed"
 model = neq.convert(torch.nn.Sequential(torch.nn.Linear(4, 16)))
 neq.set_active(model, {"0": [3]})
 model(torch.ones(2, 4)).sum().backward()

@@ -144,6 +144,8 @@ def test_frozen_neurons_are_bit_identical_after_ten_steps(name, options):
     train(model, optimizer, 10, seed=1)
     for p, active in frozen_parameters(model, optimizer):
         assert torch.equal(p[active.frozen], before[p][active.frozen])
+        if p is model[0].bias:
+            continue  # the batch norm behind it leaves it a gradient of rounding errors alone
         for row in active.index.tolist():
             assert not torch.equal(p[row], before[p][row]), "an active neuron must still train"
 

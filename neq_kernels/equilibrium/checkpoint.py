@@ -20,6 +20,7 @@ KEYS = frozenset(
         "excluded",
         "head",
         "passes",
+        "plan",
         "digests",
         "layers",
         "states",

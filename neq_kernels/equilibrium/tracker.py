@@ -11,6 +11,7 @@ from torch import nn
 
 from neq_kernels.active import ActiveSet
 from neq_kernels.layer import NEqLayer
+from neq_kernels.planner import plan
 
 from . import checkpoint
 from .exclusion import Exclusion
@@ -162,6 +163,8 @@ class Equilibrium:
                 for name, state in self._states.items()
             },
             "selector": {"name": type(self.selector).__name__, "state": save() if save else None},
+            # With other paths a resumed run would differ in rounding.
+            "plan": plan.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -183,6 +186,7 @@ class Equilibrium:
         load = getattr(self.selector, "load_state_dict", None)
         if load and state["selector"]["state"] is not None:
             load(state["selector"]["state"])
+        plan.load_state_dict(state["plan"])
         self._layers.activate(sets)
         self._states = {
             name: self._restored(name, saved) for name, saved in state["states"].items()

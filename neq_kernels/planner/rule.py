@@ -1,4 +1,4 @@
-"""Dense or packed: which way a layer's weight gradient is computed.
+"""The written rule: dense or packed, where nothing was measured.
 
 "packed" gathers the active channels of dY and multiplies only those. "dense" computes every row
 and zeroes the frozen ones: right where gathering costs more than the rows it saves.
@@ -18,9 +18,9 @@ import torch
 BLOCK = 8
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Geometry:
-    """What decides the cost of one layer's weight gradient.
+    """What decides the cost of one layer's backward.
 
     Attributes:
         kind: "linear" or "conv".
@@ -33,6 +33,9 @@ class Geometry:
         kernel: weights per input channel of a neuron: the product of a convolution's kernel sizes.
         channels_last: whether channels are contiguous in the output's gradient.
         propagate: "all" or "active": whether dX, too, comes from the active channels alone.
+        shape: sizes of the output's gradient without its channels.
+        steps: stride and dilation of a convolution.
+        needed: which of dX, dW, db are wanted.
     """
 
     kind: str
@@ -46,6 +49,9 @@ class Geometry:
     kernel: int = 1
     channels_last: bool = False
     propagate: str = "all"
+    shape: tuple[int, ...] = ()
+    steps: tuple[int, ...] = ()
+    needed: tuple[bool, ...] = (True, True, True)
 
 
 @dataclass(frozen=True)
@@ -66,17 +72,22 @@ MARGIN, DEPTHWISE_MARGIN = 1.1, 2.5
 
 def choose(geometry: Geometry) -> str:
     """``"packed"`` or ``"dense"`` for this geometry."""
+    return "packed" if advantage(geometry) > 1 else "dense"
+
+
+def advantage(geometry: Geometry) -> float:
+    """What packing saves, in units of what it must save to be worth its cost; 0: never packed."""
     g = geometry
     depthwise = g.groups == g.size and g.groups > 1
     if g.groups > 1 and (not depthwise or g.device != "cpu"):
         # Regrouped convolutions fall off the vendor libraries' fast paths, and laying the groups
         # out anew reads the set on the host.
-        return "dense"
+        return 0.0
     rates = RATES.get(g.device, RATES["cpu"])
     threads = torch.get_num_threads() if g.device == "cpu" else 1
     cost = _bytes_moved(g, depthwise) / rates.bytes + rates.calls * threads
     margin = DEPTHWISE_MARGIN if depthwise else MARGIN
-    return "packed" if _saved(g, depthwise, rates) > margin * cost else "dense"
+    return _saved(g, depthwise, rates) / (margin * cost)
 
 
 def _width(g: Geometry, depthwise: bool) -> int:
