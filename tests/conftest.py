@@ -3,16 +3,12 @@ import os
 import pytest
 import torch
 
-<<<<<<< HEAD
-from neq_kernels import backends, native, planner
-=======
-from neq_kernels import backends
+from neq_kernels import backends, native
 from neq_kernels.planner import rule
 
 # The rule alone, unless a test says otherwise: a path that depends on the clock would make
 # failures come and go.
 os.environ["NEQ_PLAN"] = "off"
->>>>>>> 91885a0 (Measure which backward is faster while training, and take torch's own where it is)
 
 
 @pytest.fixture(params=["torch", "native"])
