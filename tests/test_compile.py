@@ -14,7 +14,7 @@ pytestmark = [
     # Dynamo itself makes one when it traces any autograd.Function.
     pytest.mark.filterwarnings("ignore:.*autograd.function.Function.* should not be instantiated"),
     # Inductor scripts a module of its own when first imported.
-    pytest.mark.filterwarnings("ignore:.*torch.jit.script.* is deprecated:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.*torch.jit.script.* is deprecated"),
 ]
 
 

@@ -135,7 +135,7 @@ def test_per_sample_gradients_by_vmap(case):
 
 
 # torch scripts its own decompositions when forward mode is first used.
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script.* is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.* is deprecated")
 @each_kind
 def test_forward_mode(case):
     layer, plain = converted(case), case.layer()

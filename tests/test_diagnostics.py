@@ -124,7 +124,8 @@ def test_why_there_is_no_gpu(monkeypatch, tmp_path, cuda, driver, available, rea
     assert gpus(monkeypatch, is_available=available)["none"].startswith(reason)
 
 
-def test_a_stale_extension_is_told(monkeypatch):
+def test_a_stale_extension_is_told(monkeypatch, tmp_path):
+    monkeypatch.setattr(sources, "tree", lambda: tmp_path)
     monkeypatch.setattr(native, "available", lambda: True)
     monkeypatch.setattr(native, "build_info", lambda: {"sources": "0123456789abcdef"})
     found = rows(diagnostics.source_lines)
