@@ -1,9 +1,7 @@
-"""What setup.py and CMake say when something is missing, and what the built extension exposes."""
+"""What setup.py, CMake and the package say when something is missing."""
 
 import importlib.util
 import os
-import platform
-import re
 import shutil
 import subprocess
 import sys
@@ -14,15 +12,12 @@ import pytest
 import torch
 from alone import copy_without_extension
 
-from neq_kernels import native, sources
-
 ROOT = Path(__file__).parent.parent
 COMPILERS = ("cc", "c++", "gcc", "g++", "as", "ld", "ar", "ranlib")
 
 needs_cmake = pytest.mark.skipif(
     not (shutil.which("cmake") and shutil.which("ninja")), reason="needs cmake and ninja on PATH"
 )
-needs_extension = pytest.mark.skipif(not native.available(), reason=str(native.why_not()))
 
 
 def _tools(tmp_path, *names, **scripts):
@@ -242,70 +237,3 @@ def test_import_works_without_the_extension_and_says_why(tmp_path, file, expecte
     assert output.startswith("False ")
     assert expected in output
     assert "rebuild with pip install --no-build-isolation" in output
-
-
-@needs_extension
-def test_build_info_says_what_was_built():
-    info = native.build_info()
-    assert info["torch_target"] == "2.10"
-    assert (info["cuda"] is None) == bool(info["cuda_missing"])
-    assert bool(info["cuda"]) == bool(info["cuda_architectures"])
-    assert info["sources"] == sources.digest(ROOT / "csrc"), "rebuild: csrc/ has changed"
-    assert "scalar" in info["cpu_isas"]
-    assert native.cpu_isa() in info["cpu_isas"]
-    assert "march=native" not in info["flags"]
-
-
-def _extension():
-    return next((ROOT / "neq_kernels").glob(f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"))
-
-
-def _core_objects():
-    """What the extension's core was compiled to, where it was built in this tree."""
-    build = ROOT / "build" / f"native-{sys.implementation.cache_tag}"
-    return sorted(build.glob("csrc/CMakeFiles/neq_core.dir/cpu/*.o"))
-
-
-@pytest.mark.skipif(not shutil.which("objdump"), reason="needs objdump")
-@pytest.mark.skipif(platform.machine() != "x86_64", reason="these are x86's instruction sets")
-@pytest.mark.skipif(not _core_objects(), reason="needs build/: python setup.py build_ext --inplace")
-def test_instruction_sets_are_used_where_they_are_asked_for_and_nowhere_else():
-    """What a file named after no instruction set holds must run on any processor; so must what
-    the linker may take from the others for all, like std::min."""
-    for path in _core_objects():
-        code = subprocess.check_output(["objdump", "-d", "--no-show-raw-insn", path], text=True)
-        wide = {width for width in ("ymm", "zmm") if f"%{width}" in code}
-        masked = "%k1" in code
-        if "_avx512." in path.name:
-            assert "zmm" in wide, path.name
-            assert masked, path.name
-        else:
-            assert not masked, path.name
-            assert wide == ({"ymm"} if "_avx2." in path.name else set()), path.name
-        symbols = subprocess.check_output(["nm", "--defined-only", path], text=True)
-        shared = {line.split()[-1] for line in symbols.splitlines() if " W " in line}
-        for function in re.split(r"\n(?=[0-9a-f]+ <)", code):
-            name = re.match(r"[0-9a-f]+ <(.+)>:", function)
-            if name and name[1] in shared:
-                assert not re.search(r"%[yz]mm|%k\d", function), f"{path.name}: {name[1]}"
-
-
-@needs_extension
-@pytest.mark.skipif(not shutil.which("nm"), reason="needs nm")
-def test_only_the_module_and_the_c_abi_are_exported():
-    output = subprocess.check_output(["nm", "-D", "--defined-only", _extension()], text=True)
-    names = {line.split()[-1] for line in output.splitlines()}
-    assert "PyInit__C" in names
-    assert "neq_pack_channels_cpu" in names
-    assert not {name for name in names if name != "PyInit__C" and not name.startswith("neq_")}
-
-
-@needs_extension
-@pytest.mark.skipif(not shutil.which("readelf"), reason="needs readelf")
-def test_of_torch_only_the_stable_abis_library_is_linked():
-    output = subprocess.check_output(["readelf", "-d", _extension()], text=True)
-    needed = {line.split("[")[1].rstrip("]") for line in output.splitlines() if "NEEDED" in line}
-    assert {name for name in needed if "torch" in name or "c10" in name} == {"libtorch_cpu.so"}
-    assert not {name for name in needed if "gomp" in name or "python" in name}
-    assert "RUNPATH" not in output
-    assert "RPATH" not in output
