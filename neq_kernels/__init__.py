@@ -6,6 +6,7 @@ from neq_kernels.convert import convert, get_active, revert, set_active
 from neq_kernels.equilibrium import Equilibrium, selectors
 from neq_kernels.flops import flops
 from neq_kernels.optim import protect
+from neq_kernels.profile import profile
 from neq_kernels.report import report
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "convert",
     "flops",
     "get_active",
+    "profile",
     "protect",
     "report",
     "revert",

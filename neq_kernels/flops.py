@@ -24,6 +24,8 @@ from neq_kernels.active import ActiveSet
 from neq_kernels.backward_graph import BackwardGraph
 from neq_kernels.convert import converted_layers, get_active, set_active
 from neq_kernels.equilibrium.undisturbed import undisturbed, unwrapped
+from neq_kernels.example import outputs_with_graph
+from neq_kernels.example import samples as samples_of
 from neq_kernels.layer import NEqLayer
 
 NORMS = (
@@ -104,7 +106,7 @@ def flops(
         RuntimeError: nothing that ``model`` returns depends on its parameters.
     """
     model = unwrapped(model)
-    samples = _samples(example_input)
+    samples = samples_of(example_input)
     counted = _Counted(model, example_input)
     epochs = [get_active(model)] if history is None else list(history)
     if not epochs:
@@ -185,14 +187,8 @@ class _Counted:
                     hook = self._noting(name, module)
                     stack.enter_context(module.register_forward_hook(hook))
             with FlopCounterMode(display=False) as forward:
-                output = _call(model, example_input)
+                leaves = outputs_with_graph(model, example_input)
             self.forward = forward.get_total_flops()
-            leaves = [leaf for leaf in tree_leaves(output) if _has_graph(leaf)]
-            if not leaves:
-                raise RuntimeError(
-                    "model: expected an output that depends on parameters that require a "
-                    "gradient, got none; unfreeze some, or return the tensors from forward()"
-                )
             self._graph.outputs = [self._graph.node(leaf.grad_fn) for leaf in leaves]
             with FlopCounterMode(display=False) as backward:
                 torch.autograd.grad(
@@ -276,29 +272,6 @@ def _macs(module: Any, given: Tensor | None, output: Tensor) -> int:
         assert given is not None
         return given.numel() * int(module.weight[0].numel())
     return output.numel() * (int(module.weight.numel()) // _neurons(module))
-
-
-def _samples(example_input: Any) -> int:
-    tensor = next((leaf for leaf in tree_leaves(example_input) if isinstance(leaf, Tensor)), None)
-    if tensor is None or tensor.dim() == 0 or tensor.shape[0] == 0:
-        got = type(example_input).__name__ if tensor is None else f"shape {tuple(tensor.shape)}"
-        raise TypeError(
-            "example_input: expected a tensor [samples, ...], or arguments that hold one, "
-            f"got {got}"
-        )
-    return int(tensor.shape[0])
-
-
-def _call(model: nn.Module, example_input: Any) -> Any:
-    if isinstance(example_input, Mapping):
-        return model(**example_input)
-    if isinstance(example_input, (tuple, list)):
-        return model(*example_input)
-    return model(example_input)
-
-
-def _has_graph(leaf: Any) -> bool:
-    return isinstance(leaf, Tensor) and leaf.grad_fn is not None
 
 
 def _short(count: float) -> str:
