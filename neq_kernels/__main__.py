@@ -119,12 +119,22 @@ def _why_no_gpu(complaints: list[str]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Print the report; 0 also where everything is missing."""
+    """Print the report, 0 also where everything is missing; or run the quick benchmark."""
     parser = argparse.ArgumentParser(
         prog="python -m neq_kernels",
         description="Say what is installed here, what runs, and why something does not.",
     )
-    parser.parse_args(arguments)
+    commands = parser.add_subparsers(dest="command", title="commands")
+    bench = commands.add_parser("bench", help="what freezing gains in typical layers here")
+    bench.add_argument("--device", help="torch's name of it (default: a GPU if there is one)")
+    bench.add_argument("--seconds", type=float, default=0.15, help="per layer and share")
+    chosen = parser.parse_args(arguments)
+    if chosen.command == "bench":
+        # Imported here: the report must come even where this cannot be.
+        from neq_kernels import quick_bench
+
+        quick_bench.run(chosen.device, chosen.seconds)
+        return 0
     print(report())
     return 0
 

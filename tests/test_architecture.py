@@ -22,7 +22,7 @@ LEVELS = {
     "layer": 5, "modules": 5,
     "first_forward": 6, "reach": 6, "tether": 6, "convert": 6, "report": 6, "optim": 6,
     "backward_graph": 6, "example": 6,
-    "equilibrium": 7, "flops": 7, "profile": 7, "distributed": 7, "pruning": 7,
+    "equilibrium": 7, "flops": 7, "quick_bench": 8, "profile": 7, "distributed": 7, "pruning": 7,
     "integrations": 8,
     "__init__": 9, "__main__": 9,
 }  # fmt: skip

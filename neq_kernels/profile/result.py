@@ -84,11 +84,8 @@ class Profile:
         return step / max(step - saved, 1e-9)
 
     def __str__(self) -> str:
-        width = min(NAME_WIDTH, max(len(row.name) for row in self.layers))
-        columns = f"{'dense ms':>9} {'ours ms':>9} {'speedup':>8} {'ceiling':>8} {'reached':>8}"
-        lines = [f"{'layer':{width}} {'active':>13} {columns}  path"]
-        for share in self.shares:
-            lines += [_line(row, width) for row in self.at(share)]
+        rows = [row for share in self.shares for row in self.at(share)]
+        lines = table(rows, min(NAME_WIDTH, max(len(row.name) for row in rows)))
         lines.append(
             f"forward {self.forward_ms:.1f} ms, backward {self.backward_ms:.1f} ms with all "
             "neurons active; expected:"
@@ -121,6 +118,13 @@ class Profile:
         if not rows:
             raise ValueError(f"active: expected one of {self.shares}, got {active!r}")
         _draw(rows, share, path)
+
+
+def table(rows: Sequence[LayerTime], width: int) -> list[str]:
+    """A heading and a line per row, names ``width`` wide."""
+    columns = f"{'dense ms':>9} {'ours ms':>9} {'speedup':>8} {'ceiling':>8} {'reached':>8}"
+    heading = f"{'layer':{width}} {'active':>13} {columns}  path"
+    return [heading, *(_line(row, width) for row in rows)]
 
 
 def _line(row: LayerTime, width: int) -> str:
