@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from bench import layers, overhead, pack_channels, protect
+from bench import channel_moments, layers, overhead, pack_channels, protect
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -16,6 +16,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     quick, device = arguments.quick, ["--device", arguments.device]
     if arguments.device == "cpu":
         pack_channels.main(["--quick", "--seconds", "0.3"] if quick else [])
+        channel_moments.main(["--quick", "--seconds", "0.3"] if quick else [])
     layers.main([*device, *(["--quick"] if quick else [])])
     overhead.main([*device, *(["--seconds", "8"] if quick else [])])
     protect.main([*device, *(["--seconds", "5", "--frozen", "0.5"] if quick else [])])

@@ -8,7 +8,7 @@ namespace neq {
 namespace {
 
 neq_status check_sizes(const char* name, const neq_tensor& tensor, int64_t* count) noexcept {
-  int64_t last = 0;
+  int64_t end = 0;  // every stride is counted, also that of a single element: kernels multiply it
   const int64_t element = element_bytes(tensor.dtype);
   for (int32_t d = 0; d < tensor.ndim; ++d) {
     const int64_t size = tensor.size[d];
@@ -23,9 +23,8 @@ neq_status check_sizes(const char* name, const neq_tensor& tensor, int64_t* coun
     int64_t bytes = 0;
     if (__builtin_mul_overflow(*count, size, count) ||
         __builtin_mul_overflow(*count, element, &bytes) ||
-        __builtin_mul_overflow(std::max<int64_t>(size - 1, 0), stride, &span) ||
-        __builtin_add_overflow(last, span, &last) ||
-        __builtin_mul_overflow(last, element, &bytes)) {
+        __builtin_mul_overflow(std::max<int64_t>(size, 1), stride, &span) ||
+        __builtin_add_overflow(end, span, &end) || __builtin_mul_overflow(end, element, &bytes)) {
       return fail(NEQ_INVALID_ARGUMENT,
                   "%s: expected offsets that fit 64 bits, dimension %d does not", name, d);
     }

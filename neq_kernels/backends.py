@@ -18,7 +18,10 @@ from torch import Tensor
 from neq_kernels import kernels, native, reference
 
 ORDER = ("triton", "native", "torch")
-OPERATORS = ("pack_channels", "linear_wgrad", "linear_backward", "conv_wgrad", "conv_backward")
+GRADIENTS = ("pack_channels", "linear_wgrad", "linear_backward", "conv_wgrad", "conv_backward")
+# What training needs besides; a backend that was asked for and has none leaves it to the others.
+BESIDE = ("channel_moments",)
+OPERATORS = (*GRADIENTS, *BESIDE)
 TRITON_OPERATORS = ("linear_wgrad",)
 _NATIVE_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
@@ -28,6 +31,11 @@ def _native_pack(
 ) -> tuple[Tensor, Tensor]:
     packed, sums = torch.ops.neq_kernels.pack_channels(dy, index, width, dim, bias)
     return packed, sums
+
+
+def _native_moments(a: Tensor, b: Tensor, dim: int, per_sample: bool) -> Tensor:
+    moments: Tensor = torch.ops.neq_kernels.channel_moments(a, b, dim, per_sample)
+    return moments
 
 
 def _best_pack(
@@ -47,13 +55,15 @@ def _triton(operator: str) -> Callable[..., Any]:
 
 
 def _table() -> dict[tuple[str, str], Callable[..., Any]]:
+    own: dict[str, Callable[..., Any]] = {
+        "pack_channels": _native_pack,
+        "channel_moments": _native_moments,
+    }
     table: dict[tuple[str, str], Callable[..., Any]] = {}
     for operator in OPERATORS:
         function = getattr(reference, operator)
         table[operator, "torch"] = function
-        table[operator, "native"] = (
-            _native_pack if operator == "pack_channels" else partial(function, pack=_native_pack)
-        )
+        table[operator, "native"] = own.get(operator) or partial(function, pack=_native_pack)
     table.update({(operator, "triton"): _triton(operator) for operator in TRITON_OPERATORS})
     return table
 
@@ -62,7 +72,8 @@ TABLE = _table()
 
 
 class use:  # noqa: N801, reads as a verb
-    """Require ``backend`` for every operator, from now on or for the length of a ``with`` block.
+    """Require ``backend`` for every gradient, and for what else it has, from now on or for the
+    length of a ``with`` block.
 
     ``use(None)`` gives the choice back. Layers raise where the backend cannot serve them.
 
@@ -95,7 +106,8 @@ def resolve(
     """
     key = (operator, device, dtype, spatial)
     if key not in _resolved:
-        candidates = (_requested,) if _requested else ORDER
+        lacks = operator in BESIDE and (operator, _requested) not in TABLE
+        candidates = (_requested,) if _requested and not lacks else ORDER
         reasons = {name: _refusal(name, operator, device, dtype, spatial) for name in candidates}
         able = [name for name, reason in reasons.items() if reason is None]
         if not able:

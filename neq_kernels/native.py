@@ -30,6 +30,7 @@ def _load() -> tuple[ModuleType | None, str | None]:
         built = f"built for torch >= 2.10, this is torch {torch.__version__}"
         return None, f"the native extension does not load ({built}): {error}; {_REBUILD}"
     torch.library.register_fake("neq_kernels::pack_channels", _fake_pack_channels)
+    torch.library.register_fake("neq_kernels::channel_moments", _fake_channel_moments)
     if name := os.environ.get("NEQ_CPU_ISA"):
         module.set_cpu_isa(name)
     return module, None
@@ -51,6 +52,11 @@ def _fake_pack_channels(
         memory_format=memory_format or torch.contiguous_format,
     )
     return packed, dy.new_empty(width if bias else 0)
+
+
+def _fake_channel_moments(a: Tensor, b: Tensor, dim: int, per_sample: bool) -> Tensor:
+    samples = [a.shape[0]] if per_sample else []
+    return a.new_empty([3, *samples, a.shape[dim]], dtype=torch.float64)
 
 
 def _why_missing() -> str:

@@ -15,6 +15,8 @@ from torch import Tensor
 from neq_kernels.active import Lists, Regrouped
 
 BLOCK = 8
+# Elements widened to fp64 at once: what fits a cache, on devices what keeps memory low.
+CHUNK = {"cpu": 1 << 17, "cuda": 1 << 24}
 
 Pack = Callable[[Tensor, Tensor, int, int, bool], tuple[Tensor, Tensor]]
 
@@ -35,6 +37,36 @@ def pack_channels(
     if not bias:
         return packed, dy.new_empty(0)
     return packed, packed.sum(others) if others else packed.clone()
+
+
+def channel_moments(a: Tensor, b: Tensor, dim: int, per_sample: bool) -> Tensor:
+    """Sums of a*b, a*a and b*b per channel along ``dim``: fp64 ``[3, C]``, or with ``per_sample``
+    of each sample along dimension 0 on its own, ``[3, N, C]``.
+
+    Products and sums are fp64 whatever the inputs are: of vectors that differ by a millionth, fp32
+    would blur the difference. Without ``per_sample`` samples are taken a few at a time, so that the
+    fp64 copies stay small.
+    """
+    dim = dim % a.dim()
+    if per_sample and dim == 0:
+        raise ValueError(
+            "per_sample: expected samples in dimension 0, got dim=0: there are the channels"
+        )
+    if per_sample:
+        return _moments(a, b, {0, dim})
+    chunk = CHUNK.get(a.device.type, CHUNK["cuda"])
+    if dim == 0 or a.numel() <= chunk:
+        return _moments(a, b, {dim})
+    samples = max(1, chunk * a.size(0) // a.numel())
+    pairs = zip(a.split(samples), b.split(samples), strict=True)
+    return torch.stack([_moments(x, y, {dim}) for x, y in pairs]).sum(0)
+
+
+def _moments(a: Tensor, b: Tensor, kept: set[int]) -> Tensor:
+    others = [d for d in range(a.dim()) if d not in kept]
+    a, b = a.double(), b.double()
+    products = (a * b, a * a, b * b)
+    return torch.stack([p.sum(others) if others else p for p in products])
 
 
 def linear_wgrad(

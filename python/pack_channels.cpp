@@ -26,7 +26,7 @@ std::tuple<Tensor, Tensor> pack_channels(const Tensor& dy, const Tensor& index, 
                                          int64_t dim, bool bias) {
   constexpr const char* kOp = "pack_channels";
   const neq_tensor source = view(dy, kOp, "dy");
-  const int32_t axis = checked_dim(dim, dy, kOp);
+  const int32_t axis = checked_dim(dim, dy, kOp, "dy");
   check_index(index, width, kOp);
 
   std::vector<int64_t> sizes(source.size, source.size + source.ndim);

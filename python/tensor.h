@@ -73,12 +73,12 @@ inline void check_index(const Tensor& index, int64_t width, const char* op) {
 }
 
 // `dim` counted from the front.
-inline int32_t checked_dim(int64_t dim, const Tensor& dy, const char* op) {
-  const int64_t dims = dy.dim();
+inline int32_t checked_dim(int64_t dim, const Tensor& tensor, const char* op, const char* name) {
+  const int64_t dims = tensor.dim();
   if (dim < -dims || dim >= dims) {
     throw std::runtime_error(std::string(op) + ": dim: expected " + std::to_string(-dims) + " to " +
-                             std::to_string(dims - 1) + ", a dimension of dy with shape " +
-                             shape_of(dy) + ", got " + std::to_string(dim));
+                             std::to_string(dims - 1) + ", a dimension of " + name +
+                             " with shape " + shape_of(tensor) + ", got " + std::to_string(dim));
   }
   return static_cast<int32_t>(dim < 0 ? dim + dims : dim);
 }

@@ -88,6 +88,22 @@ NEQ_API neq_status neq_pack_channels_cpu(const neq_tensor* dy, int32_t dim, cons
                                          const neq_tensor* packed, void* bias, neq_scratch scratch,
                                          const neq_parallel* parallel);
 
+/* Per channel c along dimension `dim` of two tensors of equal sizes: the sums of a*b, a*a and b*b
+ * over all other dimensions, or, if per_sample, over all but dim and dimension 0.
+ *
+ * `moments` holds 3 * size[dim] doubles, [3, channels], if per_sample 3 * size[0] * size[dim],
+ * [3, samples, channels]; sums of nothing are 0. The dtypes of a and b may differ. All products and
+ * sums are fp64, in an order that depends on the sizes alone. Any strides are read in place.
+ *
+ * `scratch` needs what neq_channel_moments_cpu_scratch says for the same arguments (-1: they are
+ * wrong, see neq_last_error).
+ */
+NEQ_API int64_t neq_channel_moments_cpu_scratch(const neq_tensor* a, const neq_tensor* b,
+                                                int32_t dim, int32_t per_sample);
+NEQ_API neq_status neq_channel_moments_cpu(const neq_tensor* a, const neq_tensor* b, int32_t dim,
+                                           int32_t per_sample, double* moments, neq_scratch scratch,
+                                           const neq_parallel* parallel);
+
 #ifdef __cplusplus
 }
 #endif
