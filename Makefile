@@ -3,20 +3,24 @@ PYTHON ?= python3
 VENV ?= .venv
 # The release the project is tested with; any torch >= 2.10 works.
 TORCH ?= torch==2.13.0
+# Built against one release, the wheel must run under others: a newer one, and a CUDA build.
+OTHER_TORCH ?= torch==2.14.1
 EXTRAS ?= demo,test,dev
 DEMO ?=
 BENCH ?= --quick
 
 bin := $(VENV)/bin
 installed := $(VENV)/.installed
+other := build/other-torch
 
-.PHONY: help install demo seeds test lint format bench clean
+.PHONY: help install demo seeds test test-wheel lint format bench clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    train ResNet-32 on digits, dense and with NEq    (DEMO='--epochs 8' for options)"
 	@echo "make seeds   final accuracy, dense and with NEq, over three seeds"
 	@echo "make test    everything that runs without a GPU"
+	@echo "make test-wheel   the wheel, under another torch and a CUDA build (6 GB in build/)"
 	@echo "make lint    ruff, mypy, clang-format"
 	@echo "make bench   microbenchmarks on this machine                  (BENCH= for the full suite)"
 	@echo "make clean   remove $(VENV) and build/"
@@ -38,6 +42,19 @@ seeds: $(installed)
 
 test: $(installed)
 	$(bin)/python -m pytest
+
+# The tests lie apart from the sources, so that they import what is installed. Left out are those
+# of the source tree, and those that mostly wait for other programs.
+test-wheel: $(installed)
+	rm -rf build/lib* build/wheel $(other)/tests-of-wheel
+	$(bin)/python -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir build/wheel .
+	test -x $(other)/bin/python || $(PYTHON) -m venv $(other)
+	$(other)/bin/python -m pip install --quiet "$(OTHER_TORCH)" "$$(echo build/wheel/*.whl)[test]"
+	$(other)/bin/python -m pip install --quiet --no-deps --force-reinstall build/wheel/*.whl
+	mkdir $(other)/tests-of-wheel
+	cp -R tests bench examples docs csrc pyproject.toml $(other)/tests-of-wheel
+	cd $(other)/tests-of-wheel && ../bin/python -m neq_kernels && ../bin/python -m pytest \
+	    $(addprefix --ignore=tests/test_,architecture.py bench.py build.py examples.py wheel.py)
 
 lint: $(installed)
 	$(bin)/ruff format --check .
