@@ -20,7 +20,7 @@ from neq_kernels import kernels, native, reference
 ORDER = ("triton", "native", "torch")
 GRADIENTS = ("pack_channels", "linear_wgrad", "linear_backward", "conv_wgrad", "conv_backward")
 # What training needs besides; a backend that was asked for and has none leaves it to the others.
-BESIDE = ("channel_moments",)
+BESIDE = ("channel_moments", "row_sgd", "row_adamw")
 OPERATORS = (*GRADIENTS, *BESIDE)
 TRITON_OPERATORS = ("linear_wgrad",)
 _NATIVE_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -36,6 +36,31 @@ def _native_pack(
 def _native_moments(a: Tensor, b: Tensor, dim: int, per_sample: bool) -> Tensor:
     moments: Tensor = torch.ops.neq_kernels.channel_moments(a, b, dim, per_sample)
     return moments
+
+
+def _native_row_sgd(
+    params: list[Tensor], grads: list[Tensor], momentum_buffers: list[Tensor], *options: Any
+) -> None:
+    if not params:
+        return  # without a tensor there is no device to choose
+    torch.ops.neq_kernels.row_sgd(params, grads, momentum_buffers, *options)
+    # So that autograd notices a parameter which a graph has saved and a step has changed.
+    torch.autograd.graph.increment_version(params)
+
+
+def _native_row_adamw(params: list[Tensor], *options: Any) -> None:
+    if not params:
+        return
+    torch.ops.neq_kernels.row_adamw(params, *options)
+    torch.autograd.graph.increment_version(params)
+
+
+_NATIVE: dict[str, Callable[..., Any]] = {
+    "pack_channels": _native_pack,
+    "channel_moments": _native_moments,
+    "row_sgd": _native_row_sgd,
+    "row_adamw": _native_row_adamw,
+}
 
 
 def _best_pack(
@@ -55,15 +80,11 @@ def _triton(operator: str) -> Callable[..., Any]:
 
 
 def _table() -> dict[tuple[str, str], Callable[..., Any]]:
-    own: dict[str, Callable[..., Any]] = {
-        "pack_channels": _native_pack,
-        "channel_moments": _native_moments,
-    }
     table: dict[tuple[str, str], Callable[..., Any]] = {}
     for operator in OPERATORS:
         function = getattr(reference, operator)
         table[operator, "torch"] = function
-        table[operator, "native"] = own.get(operator) or partial(function, pack=_native_pack)
+        table[operator, "native"] = _NATIVE.get(operator) or partial(function, pack=_native_pack)
     table.update({(operator, "triton"): _triton(operator) for operator in TRITON_OPERATORS})
     return table
 

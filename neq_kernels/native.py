@@ -31,6 +31,8 @@ def _load() -> tuple[ModuleType | None, str | None]:
         return None, f"the native extension does not load ({built}): {error}; {_REBUILD}"
     torch.library.register_fake("neq_kernels::pack_channels", _fake_pack_channels)
     torch.library.register_fake("neq_kernels::channel_moments", _fake_channel_moments)
+    for operator in ("row_sgd", "row_adamw"):
+        torch.library.register_fake(f"neq_kernels::{operator}", _fake_in_place)
     if name := os.environ.get("NEQ_CPU_ISA"):
         module.set_cpu_isa(name)
     return module, None
@@ -57,6 +59,10 @@ def _fake_pack_channels(
 def _fake_channel_moments(a: Tensor, b: Tensor, dim: int, per_sample: bool) -> Tensor:
     samples = [a.shape[0]] if per_sample else []
     return a.new_empty([3, *samples, a.shape[dim]], dtype=torch.float64)
+
+
+def _fake_in_place(*arguments: Any) -> None:
+    """Returns nothing: what it computes is written into its arguments."""
 
 
 def _why_missing() -> str:

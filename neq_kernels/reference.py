@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from neq_kernels.active import Lists, Regrouped
+from neq_kernels.reference_rows import row_adamw, row_sgd  # noqa: F401, also part of it
 
 BLOCK = 8
 # Elements widened to fp64 at once: what fits a cache, on devices what keeps memory low.

@@ -7,9 +7,22 @@ STABLE_TORCH_LIBRARY(neq_kernels, library) {
   library.def("channel_moments(Tensor a, Tensor b, int dim, bool per_sample) -> Tensor");
   library.def(
       "pack_channels(Tensor dy, Tensor index, int width, int dim, bool bias) -> (Tensor, Tensor)");
+  // One call for all parameters of one device and dtype; count[i] is -1 where every row is active,
+  // index[i] is then not read.
+  library.def(
+      "row_sgd(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] momentum_buffers, Tensor[] index, "
+      "int[] count, int[] dim, float lr, float momentum, float dampening, float weight_decay, "
+      "bool nesterov, bool maximize) -> ()");
+  library.def(
+      "row_adamw(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, "
+      "Tensor(c!)[] exp_avg_sqs, Tensor(d!)[] max_exp_avg_sqs, Tensor(e!)[] steps, "
+      "Tensor[] index, int[] count, int[] dim, float lr, float beta1, float beta2, float eps, "
+      "float weight_decay, bool decoupled, bool amsgrad, bool maximize) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(neq_kernels, CPU, library) {
   library.impl("channel_moments", TORCH_BOX(&neq::python::channel_moments));
   library.impl("pack_channels", TORCH_BOX(&neq::python::pack_channels));
+  library.impl("row_adamw", TORCH_BOX(&neq::python::row_adamw));
+  library.impl("row_sgd", TORCH_BOX(&neq::python::row_sgd));
 }

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <tuple>
+#include <vector>
 
 namespace neq::python {
 
@@ -14,5 +15,22 @@ torch::stable::Tensor channel_moments(const torch::stable::Tensor& a,
 std::tuple<torch::stable::Tensor, torch::stable::Tensor> pack_channels(
     const torch::stable::Tensor& dy, const torch::stable::Tensor& index, int64_t width, int64_t dim,
     bool bias);
+
+void row_sgd(const std::vector<torch::stable::Tensor>& params,
+             const std::vector<torch::stable::Tensor>& grads,
+             const std::vector<torch::stable::Tensor>& momentum_buffers,
+             const std::vector<torch::stable::Tensor>& index, const std::vector<int64_t>& count,
+             const std::vector<int64_t>& dim, double lr, double momentum, double dampening,
+             double weight_decay, bool nesterov, bool maximize);
+
+void row_adamw(const std::vector<torch::stable::Tensor>& params,
+               const std::vector<torch::stable::Tensor>& grads,
+               const std::vector<torch::stable::Tensor>& exp_avgs,
+               const std::vector<torch::stable::Tensor>& exp_avg_sqs,
+               const std::vector<torch::stable::Tensor>& max_exp_avg_sqs,
+               const std::vector<torch::stable::Tensor>& steps,
+               const std::vector<torch::stable::Tensor>& index, const std::vector<int64_t>& count,
+               const std::vector<int64_t>& dim, double lr, double beta1, double beta2, double eps,
+               double weight_decay, bool decoupled, bool amsgrad, bool maximize);
 
 }  // namespace neq::python

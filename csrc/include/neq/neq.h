@@ -104,6 +104,69 @@ NEQ_API neq_status neq_channel_moments_cpu(const neq_tensor* a, const neq_tensor
                                            int32_t per_sample, double* moments, neq_scratch scratch,
                                            const neq_parallel* parallel);
 
+/* A parameter, its gradient and its optimizer's state, to be stepped row by row in place: tensors
+ * of one dtype and shape, each with its own strides. What steps is written, so it must overlap
+ * neither itself nor another of them; the gradient is only read. A neuron is a slice along `dim`;
+ * those in `index` are stepped, the others not touched.
+ */
+#define NEQ_ROW_TENSORS 5
+typedef struct neq_row_parameter {
+  neq_tensor tensor[NEQ_ROW_TENSORS]; /* parameter, gradient, then state: see the operator */
+  int32_t dim;                        /* not read where count is -1 */
+  const int32_t* index;               /* the active neurons, strictly rising */
+  int64_t count;                      /* how many; -1: every neuron, and index is not read */
+  double step;                        /* row_adamw: steps taken, this one included */
+} neq_row_parameter;
+
+/* For every active row:
+ *   g = (maximize ? -g : g) + weight_decay * p
+ *   b = momentum * b + (1 - dampening) * g;  g = nesterov ? g + momentum * b : b   (momentum != 0)
+ *   p = p - lr * g
+ * with p, g, b = tensor[0] to tensor[2]; without momentum there is no b. Sums
+ * are taken in fp32 (fp64 for fp64) and each result is rounded once. All parameters in one call.
+ *
+ * `scratch` needs what neq_row_sgd_cpu_scratch says for the same arguments (-1: they are wrong).
+ */
+typedef struct neq_sgd {
+  double lr;
+  double momentum;
+  double dampening;
+  double weight_decay;
+  int32_t nesterov;
+  int32_t maximize;
+} neq_sgd;
+NEQ_API int64_t neq_row_sgd_cpu_scratch(const neq_sgd* options, const neq_row_parameter* parameters,
+                                        int64_t count);
+NEQ_API neq_status neq_row_sgd_cpu(const neq_sgd* options, const neq_row_parameter* parameters,
+                                   int64_t count, neq_scratch scratch,
+                                   const neq_parallel* parallel);
+
+/* For every active row, at this parameter's step t:
+ *   g = maximize ? -g : g
+ *   p = (1 - lr * weight_decay) * p   (decoupled),   g = g + weight_decay * p   (otherwise)
+ *   m = m + (1 - beta1) * (g - m);  v = beta2 * v + (1 - beta2) * g * g
+ *   d = amsgrad ? (x = max(x, v)) : v
+ *   p = p - lr / (1 - beta1^t) * m / (sqrt(d) / sqrt(1 - beta2^t) + eps)
+ * with p, g, m, v, x = tensor[0] to tensor[4]; without amsgrad there is no x. Rounding and scratch
+ * as for row_sgd.
+ */
+typedef struct neq_adamw {
+  double lr;
+  double beta1;
+  double beta2;
+  double eps;
+  double weight_decay;
+  int32_t decoupled;
+  int32_t amsgrad;
+  int32_t maximize;
+  int32_t padding;
+} neq_adamw;
+NEQ_API int64_t neq_row_adamw_cpu_scratch(const neq_adamw* options,
+                                          const neq_row_parameter* parameters, int64_t count);
+NEQ_API neq_status neq_row_adamw_cpu(const neq_adamw* options, const neq_row_parameter* parameters,
+                                     int64_t count, neq_scratch scratch,
+                                     const neq_parallel* parallel);
+
 #ifdef __cplusplus
 }
 #endif

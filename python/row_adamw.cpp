@@ -1,0 +1,64 @@
+// row_adamw for torch: the lists as the core's parameters, the steps counted, and the call.
+#include "operators.h"
+#include "row_step.h"
+
+namespace neq::python {
+namespace {
+
+// A count of steps as torch.optim keeps it: one float or double on the CPU.
+double* double_of(const Tensor& step) {
+  return step.scalar_type() == ScalarType::Double ? static_cast<double*>(step.data_ptr()) : nullptr;
+}
+
+float* float_of(const Tensor& step) {
+  return step.scalar_type() == ScalarType::Float ? static_cast<float*>(step.data_ptr()) : nullptr;
+}
+
+double next_step(const Tensor& step) {
+  const bool right = step.is_cpu() && step.numel() == 1 && (double_of(step) || float_of(step));
+  if (!right) {
+    throw std::runtime_error(
+        std::string("row_adamw: steps: expected one float32 or float64 on the CPU each, got ") +
+        torch::headeronly::toString(step.scalar_type()) + " " + shape_of(step) +
+        (step.is_cpu() ? "" : " on another device") + "; move it with step.cpu()");
+  }
+  return 1 + (double_of(step) ? *double_of(step) : *float_of(step));
+}
+
+void count_step(const Tensor& step, double value) {
+  if (double_of(step)) {
+    *double_of(step) = value;
+  } else {
+    *float_of(step) = static_cast<float>(value);
+  }
+}
+
+}  // namespace
+
+void row_adamw(const std::vector<Tensor>& params, const std::vector<Tensor>& grads,
+               const std::vector<Tensor>& exp_avgs, const std::vector<Tensor>& exp_avg_sqs,
+               const std::vector<Tensor>& max_exp_avg_sqs, const std::vector<Tensor>& steps,
+               const std::vector<Tensor>& index, const std::vector<int64_t>& count,
+               const std::vector<int64_t>& dim, double lr, double beta1, double beta2, double eps,
+               double weight_decay, bool decoupled, bool amsgrad, bool maximize) {
+  constexpr const char* kOp = "row_adamw";
+  std::vector<Named> tensors = {{"params", &params},
+                                {"grads", &grads},
+                                {"exp_avgs", &exp_avgs},
+                                {"exp_avg_sqs", &exp_avg_sqs}};
+  if (amsgrad) tensors.emplace_back("max_exp_avg_sqs", &max_exp_avg_sqs);
+  check_length(steps.size(), params.size(), kOp, "steps");
+  auto parameters = parameters_of(tensors, {index, count, dim}, kOp);
+  for (size_t i = 0; i < steps.size(); ++i) parameters[i].step = next_step(steps[i]);
+
+  const neq_adamw options = {lr, beta1, beta2, eps, weight_decay, decoupled, amsgrad, maximize, 0};
+  const auto n = static_cast<int64_t>(parameters.size());
+  const int64_t bytes = neq_row_adamw_cpu_scratch(&options, parameters.data(), n);
+  if (bytes < 0) check(NEQ_INVALID_ARGUMENT, kOp);
+  const std::unique_ptr<double[]> scratch(new double[bytes / sizeof(double) + 1]);
+  const neq_parallel threads = torch_threads();
+  check(neq_row_adamw_cpu(&options, parameters.data(), n, {scratch.get(), bytes}, &threads), kOp);
+  for (size_t i = 0; i < steps.size(); ++i) count_step(steps[i], parameters[i].step);
+}
+
+}  // namespace neq::python
