@@ -61,6 +61,12 @@ class NEqLayer(nn.Module):
         return self._active
 
     @property
+    def index(self) -> Tensor:
+        """What kernels read: int32 ``[size]``, the active channels, -1 beyond; on the weight's
+        device, and filled in place when the set changes."""
+        return self._index
+
+    @property
     def propagate(self) -> str:
         return self._propagate
 
@@ -124,6 +130,7 @@ class NEqLayer(nn.Module):
         for name in ("_index", "_mask", "_count", "_plan", "_active", "_propagate"):
             self.__dict__.pop(name, None)
         self.__class__ = self.origin  # type: ignore[assignment]
+        changes.note()
 
     def _allocate(self) -> None:
         # Made in inference mode, they could not be filled outside of it.

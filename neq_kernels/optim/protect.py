@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from neq_kernels.active import ActiveSet
 from neq_kernels.layer import NEqLayer
+from neq_kernels.optim.rows import FrozenRows, check_model, overlap, owned
+from neq_kernels.optim.stepping import RowOptimizer
 
 State = Literal["hold", "reference", "keep"]
 Policy = Literal["zero", "hold", "keep", "average", "leave"]
@@ -70,26 +71,20 @@ def protect(optimizer: Any, model: nn.Module, *, state: State = "hold") -> Prote
 
     Raises:
         TypeError: ``optimizer`` is not and does not hold an optimizer, or ``model`` is no module.
-        ValueError: unknown ``state``, ``optimizer`` steps no parameter of ``model``, or is
-            protected for the model already.
+        ValueError: unknown ``state``, ``optimizer`` steps no parameter of ``model``, is protected
+            for the model already, or is one of :mod:`neq_kernels.optim`, which need no protection.
     """
     inner = _unwrap(optimizer)
-    if not isinstance(model, nn.Module):
-        raise TypeError(
-            f"model: expected a torch.nn.Module, got {type(model).__name__}; "
-            "pass protect(optimizer, model) the model whose parameters the optimizer steps"
-        )
+    check_model(inner, model, "pass protect(optimizer, model) the model that it steps")
     if state not in get_args(State):
         raise ValueError(f"state: expected 'hold', 'reference' or 'keep', got {state!r}")
-    owned = _owned(inner)
-    if not any(id(parameter) in owned for parameter in model.parameters()):
+    if isinstance(inner, RowOptimizer) and overlap(inner.model, model):
         raise ValueError(
-            f"optimizer: expected one that steps parameters of the model, but none of the "
-            f"{len(owned)} that this {type(inner).__name__} holds belongs to it; "
-            "make it from model.parameters() of this model, not of a copy"
+            f"optimizer: expected one that moves frozen neurons, got neq_kernels.optim."
+            f"{type(inner).__name__}, which leaves them alone by itself; leave protect out"
         )
     others = _protections.setdefault(inner, WeakSet())
-    if any(_overlap(other.model, model) for other in others):
+    if any(overlap(other.model, model) for other in others):
         raise ValueError(
             "optimizer: expected one that is not protected for this model or a part of it yet, "
             "got one that is; call remove() on the Protection that protect returned first"
@@ -112,8 +107,8 @@ class Protection:
         self.state = state
         self._saved: list[_Saved] = []
         # Both hold what the last step met. Sets are immutable: identity says whether one changed.
-        self._rows: dict[tuple[int, int], _Rows] = {}
-        self._restarted: dict[Tensor, _Rows] = {}
+        self._rows: dict[tuple[int, int], FrozenRows] = {}
+        self._restarted: dict[Tensor, FrozenRows] = {}
         self._policies, self._default = _policies(state)
         self._skips_missing = type(optimizer).__module__.startswith("torch.optim.")
         self._handles = [
@@ -138,7 +133,7 @@ class Protection:
         closure = any(a is not None for a in (*args[1:], *kwargs.values()))
         all_move = closure or not self._skips_missing
         self._saved.clear()
-        restarted: dict[Tensor, _Rows] = {}
+        restarted: dict[Tensor, FrozenRows] = {}
         for parameter, rows in self._frozen(optimizer):
             held = {}
             moves = all_move or parameter.grad is not None
@@ -168,7 +163,7 @@ class Protection:
         self._saved.clear()
 
     def _states(
-        self, optimizer: Optimizer, parameter: nn.Parameter, rows: _Rows
+        self, optimizer: Optimizer, parameter: nn.Parameter, rows: FrozenRows
     ) -> Iterator[tuple[str, Policy, Tensor]]:
         """The states of ``parameter`` to see to: those with a slice of its own for each neuron."""
         for name, value in optimizer.state.get(parameter, {}).items():
@@ -182,9 +177,9 @@ class Protection:
             ):
                 yield name, policy, value
 
-    def _frozen(self, optimizer: Optimizer) -> list[tuple[nn.Parameter, _Rows]]:
+    def _frozen(self, optimizer: Optimizer) -> list[tuple[nn.Parameter, FrozenRows]]:
         """Each parameter of ``optimizer`` that has frozen neurons now, with their rows."""
-        owned = _owned(optimizer)
+        ids = owned(optimizer)
         known, self._rows = self._rows, {}
         frozen = []
         for layer in self.model.modules():
@@ -192,50 +187,17 @@ class Protection:
                 continue
             active = layer.active
             for _, parameter, dim in layer.neuron_parameters():
-                if id(parameter) in owned:
+                if id(parameter) in ids:
                     key = id(active), dim
-                    rows = self._rows.get(key) or known.get(key) or _Rows(active, dim)
+                    rows = self._rows.get(key) or known.get(key) or FrozenRows(active, dim)
                     self._rows[key] = rows
                     frozen.append((parameter, rows))
         return frozen
 
 
-class _Rows:
-    """The frozen neurons of one active set, as slices of tensors along ``dim``."""
-
-    def __init__(self, active: ActiveSet, dim: int) -> None:
-        self.active = active
-        self.dim = dim
-        self.all = active.is_empty
-        self._index = {torch.device("cpu"): active.frozen}
-
-    def index(self, device: torch.device) -> Tensor:
-        if device not in self._index:
-            frozen = self._index[torch.device("cpu")]
-            self._index[device] = frozen.to(device, non_blocking=True)
-        return self._index[device]
-
-    def read(self, tensor: Tensor) -> Tensor:
-        return (
-            tensor.clone() if self.all else tensor.index_select(self.dim, self.index(tensor.device))
-        )
-
-    def write(self, tensor: Tensor, values: Tensor) -> None:
-        if self.all:
-            tensor.copy_(values)
-        else:
-            tensor.index_copy_(self.dim, self.index(tensor.device), values)
-
-    def zero(self, tensor: Tensor) -> None:
-        if self.all:
-            tensor.zero_()
-        else:
-            tensor.index_fill_(self.dim, self.index(tensor.device), 0)
-
-
 class _Saved(NamedTuple):
     parameter: nn.Parameter
-    rows: _Rows
+    rows: FrozenRows
     values: Tensor
     held: dict[str, Tensor]
 
@@ -249,14 +211,6 @@ def _policies(state: State) -> tuple[dict[str, Policy], Policy]:
         changed = {"zero": "keep"}
     policies = {name: changed.get(policy, policy) for name, policy in STATE_POLICY.items()}
     return policies, changed.get("hold", "hold")
-
-
-def _owned(optimizer: Optimizer) -> set[int]:
-    return {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-
-
-def _overlap(a: nn.Module, b: nn.Module) -> bool:
-    return any(module is b for module in a.modules()) or any(module is a for module in b.modules())
 
 
 def _unwrap(optimizer: Any) -> Optimizer:

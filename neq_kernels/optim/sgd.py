@@ -1,0 +1,121 @@
+"""SGD over the active rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.optimizer import ParamsT
+
+from neq_kernels.optim.rows import Rows
+from neq_kernels.optim.stepping import (
+    Batch,
+    Key,
+    RowOptimizer,
+    State,
+    as_real,
+    gradient_of,
+    key_of,
+    number,
+    operator_for,
+    refuse,
+)
+
+
+class SGD(RowOptimizer, torch.optim.SGD):
+    """:class:`torch.optim.SGD` that reads and writes the rows of active neurons only.
+
+    It holds frozen neurons bit-identical by itself: leave :func:`neq_kernels.protect` out. Layers
+    and their active sets are looked up at each step; parameters of other layers are stepped whole.
+    Steps, ``state_dict`` and defaults are those of ``torch.optim.SGD``, and checkpoints load in
+    either from the other.
+
+    Args:
+        params, lr, momentum, dampening, weight_decay, nesterov, maximize: as in
+            ``torch.optim.SGD``; a tensor among them must be on the CPU.
+        foreach, fused: kept for the ``state_dict``; there is one implementation.
+        differentiable: must be False.
+        model: the model whose parameters it steps, or a part of it, converted or not yet.
+        state: ``"hold"``: momentum restarts at zero on thawing; ``"keep"``: it is held and acts
+            again on thawing.
+
+    Raises:
+        TypeError: ``model`` is no module.
+        ValueError: it steps no parameter of ``model``, an option is out of range or not supported.
+    """
+
+    momentum_name = "momentum_buffer"
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        momentum: float = 0,
+        dampening: float = 0,
+        weight_decay: float | Tensor = 0,
+        nesterov: bool = False,
+        *,
+        model: nn.Module,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        state: State = "hold",
+    ) -> None:
+        refuse(differentiable=differentiable)
+        super().__init__(
+            params,
+            lr,
+            momentum,
+            dampening,
+            weight_decay,
+            nesterov,
+            maximize=maximize,
+            foreach=foreach,
+            fused=fused,
+        )
+        self._follow(model, state)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for group in self.param_groups:
+            group["differentiable"] = False
+
+    def _step_group(self, group: dict[str, Any], rows: dict[nn.Parameter, Rows]) -> None:
+        momentum, dampening = group["momentum"], group["dampening"]
+        batches: dict[tuple[Key, bool], Batch] = {}
+        for parameter in group["params"]:
+            gradient = gradient_of(parameter)
+            if gradient is None:
+                continue
+            tensors: tuple[Tensor, ...] = parameter, gradient
+            first = False
+            if momentum != 0:
+                buffer = self.state[parameter].get("momentum_buffer")
+                if buffer is None:
+                    # The first gradient is not dampened: the buffer, zero so far, becomes it.
+                    first = dampening != 0
+                    buffer = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+                    self.state[parameter]["momentum_buffer"] = buffer
+                tensors = parameter, gradient, buffer
+            kind = key_of(parameter), first
+            if kind not in batches:
+                batches[kind] = Batch(len(tensors))
+            batches[kind].add(rows.get(parameter), as_real(tensors))
+        for (key, first), batch in batches.items():
+            params, grads, *buffers = batch.tensors
+            operator_for("row_sgd", key)(
+                params,
+                grads,
+                buffers[0] if buffers else [],
+                batch.index,
+                batch.count,
+                batch.dim,
+                number(group["lr"], "lr"),
+                float(momentum),
+                0.0 if first else float(dampening),
+                number(group["weight_decay"], "weight_decay"),
+                group["nesterov"],
+                group["maximize"],
+            )
