@@ -24,6 +24,7 @@
 //   Sum, to_sum, from_sum   what elements are summed in (float; double for double), there and back
 //   Vector, load, store     up to 16 bytes at once, *_once past the caches; common_alignment says
 //                    how many pointers and strides allow
+//   opaque           keeps the compiler from reordering address arithmetic at registers' expense
 //   NEQ_SHARED       static shared memory:  NEQ_SHARED(float, tile, [32][33]);
 //   dynamic_shared   what the launch asked for, above 48 KiB too
 //   warp_sum, block_sum     in a fixed order; every thread gets the result
@@ -253,6 +254,30 @@ __device__ __forceinline__ void store_once(void* address, V value) {
   using Word = typename detail::Word<sizeof(V)>::type;
   __stcs(static_cast<Word*>(address), detail::bits_as<Word>(value));
 #endif
+}
+
+// The value itself, of which the compiler knows nothing. In unrolled loops it would turn pointers
+// that advance into one base and many multiples of the step, all kept in registers.
+template <class T>
+__device__ __forceinline__ T opaque(T value) {
+#if !defined(NEQ_EMULATE)
+  if constexpr (sizeof(T) == 8) {
+    asm volatile("" : "+l"(value));
+  } else {
+    asm volatile("" : "+r"(value));
+  }
+#endif
+  return value;
+}
+
+// A pointer to global memory stays known as one: unknown ones are loaded from the slow way.
+template <class T>
+__device__ __forceinline__ T* opaque(T* pointer) {
+#if !defined(NEQ_EMULATE)
+  asm volatile("" : "+l"(pointer));
+  __builtin_assume(__isGlobal(pointer));
+#endif
+  return pointer;
 }
 
 #if defined(NEQ_EMULATE)

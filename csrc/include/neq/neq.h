@@ -88,6 +88,16 @@ NEQ_API neq_status neq_pack_channels_cpu(const neq_tensor* dy, int32_t dim, cons
                                          const neq_tensor* packed, void* bias, neq_scratch scratch,
                                          const neq_parallel* parallel);
 
+/* The same on the current CUDA device, asynchronously on `stream`: a cudaStream_t, NULL for the
+ * default one. All pointers are the device's, so `index` is not checked: a place outside
+ * [0, dy->size[dim]) is padding. Sums are bit-identical from run to run, not from GPU to GPU.
+ */
+NEQ_API int64_t neq_pack_channels_cuda_scratch(const neq_tensor* dy, int32_t dim,
+                                               const neq_tensor* packed, const void* bias);
+NEQ_API neq_status neq_pack_channels_cuda(const neq_tensor* dy, int32_t dim, const int32_t* index,
+                                          const neq_tensor* packed, void* bias, neq_scratch scratch,
+                                          void* stream);
+
 /* Per channel c along dimension `dim` of two tensors of equal sizes: the sums of a*b, a*a and b*b
  * over all other dimensions, or, if per_sample, over all but dim and dimension 0.
  *

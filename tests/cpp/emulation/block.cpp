@@ -97,7 +97,7 @@ void Block::serve(Fiber& fiber) {
     body_();
     current().state = State::kDone;
     current().fiber = nullptr;
-    complete_exchange();
+    leave_warp();
     const size_t next = cursor_ + 1;
     if (next >= order_.size() || threads_[order_[next]].state != State::kNew) break;
     cursor_ = next;
@@ -137,20 +137,24 @@ void Block::wait(State state, Site site) {
   Thread& thread = current();
   thread.state = state;
   thread.site = site;
-  if (state == State::kInExchange) complete_exchange();
+  if (state == State::kInExchange) complete_exchange(thread);
   if (thread.state != State::kReady) thread.fiber->leave();
   thread.state = State::kRunning;
 }
 
-// Lets the warp operations of the current thread's warp go on for which all who are named have
-// come.
-void Block::complete_exchange() {
+// Lets the warp operation that `asked` waits in go on once all whom it names have come.
+void Block::complete_exchange(const Thread& asked) {
   const unsigned first = current_ / 32 * 32;
   const unsigned count = std::min<unsigned>(32, static_cast<unsigned>(threads_.size()) - first);
   Thread* const warp = threads_.data() + first;
-  for (unsigned lane = 0; lane < count; ++lane) {
-    if (warp[lane].state != State::kInExchange) continue;
-    if (all_there(warp, count, warp[lane])) hand_out(warp, count, warp[lane].mask);
+  if (all_there(warp, count, asked)) hand_out(warp, count, asked.mask);
+}
+
+// Whoever ends is waited for no longer.
+void Block::leave_warp() {
+  const unsigned first = current_ / 32 * 32;
+  for (unsigned t = first; t < std::min<size_t>(first + 32, threads_.size()); ++t) {
+    if (threads_[t].state == State::kInExchange) complete_exchange(threads_[t]);
   }
 }
 

@@ -65,7 +65,8 @@ class Block {
   void select(unsigned thread);
   void serve(Fiber& fiber);
   void wait(State state, Site site);
-  void complete_exchange();
+  void complete_exchange(const Thread& asked);
+  void leave_warp();
   bool release_barrier();
   std::string divergence() const;
   bool fail(const std::string& what);

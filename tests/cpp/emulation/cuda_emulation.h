@@ -101,7 +101,7 @@ struct Site {
   const char* file;
   int line;
   bool operator==(const Site& other) const {
-    return line == other.line && std::strcmp(file, other.file) == 0;
+    return line == other.line && (file == other.file || std::strcmp(file, other.file) == 0);
   }
 };
 
@@ -182,6 +182,9 @@ inline unsigned __ballot_sync(unsigned mask, int predicate, NEQ_EMULATION_SITE) 
 }
 
 inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
+inline uint64_t __umul64hi(uint64_t a, uint64_t b) {
+  return static_cast<uint64_t>(static_cast<unsigned __int128>(a) * b >> 64);
+}
 inline int __ffs(int bits) { return __builtin_ffs(bits); }
 inline int __clz(int bits) { return bits ? __builtin_clz(static_cast<unsigned>(bits)) : 32; }
 
