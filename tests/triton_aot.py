@@ -7,12 +7,15 @@ what came out: registers, spills and shared memory in the cubin, instructions in
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -23,6 +26,7 @@ from neq_kernels.kernels.device import KNOWN, Device
 
 triton = __import__("pytest").importorskip("triton")
 
+CACHE = Path(__file__).parent.parent / "build" / "triton"
 OPTIONS = ("num_warps", "num_stages", "num_ctas", "maxnreg")
 TYPES = {
     torch.float32: "fp32",
@@ -31,6 +35,7 @@ TYPES = {
     torch.int32: "i32",
     torch.int64: "i64",
 }
+TARGETS = ("sm_80", "sm_90", "sm_100")
 DEVICES = {f"sm_{d.capability[0]}{d.capability[1]}": d for d in KNOWN}
 
 
@@ -48,10 +53,29 @@ class Launch:
         return self.kernel.fn.__name__
 
 
+def compile_all(
+    cases: Sequence[Any], build: Callable[[Any], list[tuple[Launch, Device]]]
+) -> dict[Any, list[Compiled]]:
+    """What the compiler makes of the launches of each case, two at a time, remembered on disk.
+
+    ``build`` is a function of a module, not of a class or another function: two processes call it.
+    """
+    os.environ.setdefault("TRITON_CACHE_DIR", str(CACHE))
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        return dict(zip(cases, pool.map(partial(_compile, build), cases, chunksize=4), strict=True))
+
+
+def _compile(build: Callable[[Any], list[tuple[Launch, Device]]], case: Any) -> list[Compiled]:
+    made = [compiled(launch, device) for launch, device in build(case)]
+    assert all(one.usage for one in made)
+    return made
+
+
 @dataclass(frozen=True)
 class Compiled:
     """What the compiler made of a launch for one GPU."""
 
+    name: str
     ptx: str
     cubin: bytes
     shared: int
@@ -68,6 +92,11 @@ class Compiled:
                 [tool, "-res-usage", file.name], capture_output=True, text=True, check=True
             ).stdout
         return {name: int(value) for name, value in re.findall(r"\b([A-Z]+):(\d+)", text)}
+
+    @property
+    def spilled(self) -> int:
+        """Bytes of a thread's stack, where registers go that do not fit."""
+        return self.usage["STACK"] + self.usage["LOCAL"]
 
     def count(self, pattern: str) -> int:
         """How often ``pattern`` occurs in the PTX."""
@@ -132,7 +161,9 @@ def compiled(launch: Launch, device: Device) -> Compiled:
     capability = 10 * device.capability[0] + device.capability[1]
     source = ASTSource(launch.kernel, signature, constexprs=constants, attrs=attributes)
     made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=launch.options)
-    return Compiled(made.asm["ptx"], made.asm["cubin"], made.metadata.shared, capability)
+    return Compiled(
+        launch.name, made.asm["ptx"], made.asm["cubin"], made.metadata.shared, capability
+    )
 
 
 def _specialise(parameter: Any, value: Any) -> tuple[str, bool]:

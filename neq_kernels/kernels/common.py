@@ -56,6 +56,17 @@ def check(dy: Tensor, x: Tensor, index: Tensor) -> None:
         )
 
 
+def vectors(matrix: Tensor, axis: int) -> bool:
+    """Whether ``matrix`` can be loaded 16 bytes at a time along ``axis``, as Triton sees it: it
+    knows of addresses and numbers only whether they are multiples of 16."""
+    return (
+        matrix.stride(axis) == 1
+        and matrix.stride(1 - axis) % 16 == 0
+        and matrix.shape[axis] % 16 == 0
+        and matrix.data_ptr() % 16 == 0
+    )
+
+
 def on_device_of(tensor: Tensor) -> Any:
     """A context in which Triton launches where ``tensor`` is."""
     if tensor.device.type != "cuda" or tensor.get_device() == torch.cuda.current_device():
@@ -68,12 +79,37 @@ _WIDEN = tl.constexpr(interpreted())
 
 
 @triton.jit
+def round_to_tf32(value):
+    """The nearest number of the ten fraction bits that tensor cores read; they would cut it off.
+
+    As an operation between load and product it also lets operands that must be transposed come in
+    16 bytes at a time."""
+    bits = value.to(tl.int32, bitcast=True)
+    rounded = ((bits + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
+    # The carry would make a number of some NaNs.
+    return tl.where(value == value, rounded, value)
+
+
+@triton.jit
 def dot(a, b, acc, PRECISION: tl.constexpr):
     """``a @ b + acc``, accumulated in float32; PRECISION as in :data:`PRECISION`."""
+    if PRECISION == "tf32" and a.dtype == tl.float32:
+        a = round_to_tf32(a)
+        b = round_to_tf32(b)
     if _WIDEN:
         a = a.to(tl.float32)
         b = b.to(tl.float32)
     return tl.dot(a, b, acc, input_precision=PRECISION)
+
+
+@triton.jit
+def offsets(row, column, row_stride, column_stride, FAR: tl.constexpr):
+    """``row[:, None] * row_stride + column[None, :] * column_stride``; 64 bits only where FAR, as
+    they take twice the registers."""
+    if FAR:
+        row = row.to(tl.int64)
+        column = column.to(tl.int64)
+    return row[:, None] * row_stride + column[None, :] * column_stride
 
 
 @triton.jit
@@ -137,5 +173,5 @@ def spread(
         partial=partial, partial_sums=partial_sums, index=index, out=out, sums=sums,
         size=size, width=width, columns=columns, split=split, steps=width.bit_length(),
         out_row=out.stride(0), out_column=out.stride(1),
-        BIAS=sums is not None, ROWS=_ROWS, COLUMNS=_COLUMNS,
+        BIAS=sums is not None, ROWS=_ROWS, COLUMNS=_COLUMNS, maxnreg=128,
     )  # fmt: skip

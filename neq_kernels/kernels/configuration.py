@@ -18,7 +18,12 @@ from neq_kernels.kernels.device import Device
 class Tile:
     """Outputs of one program and terms of one step, with the launch options they were made for.
 
-    ``least`` is the lowest compute capability whose registers and tensor cores carry the tile.
+    Attributes:
+        least: the lowest compute capability whose registers and tensor cores carry the tile.
+        gathers, scatters: whether registers are left to load the rows' operand, or the columns',
+            one element at a time.
+        registers: how many a thread may have; left alone, the assembler spills a few values where
+            that lets another program in.
     """
 
     rows: int
@@ -27,37 +32,46 @@ class Tile:
     warps: int
     stages: int
     least: tuple[int, int] = (8, 0)
+    gathers: bool = True
+    scatters: bool = True
+    registers: int | None = None
 
     def shared(self, itemsize: int) -> int:
-        """Bytes of shared memory: the operands of every step in flight."""
-        return self.stages * self.depth * (self.rows + self.columns) * itemsize
+        """Bytes of shared memory: the operands of every step in flight, and barriers."""
+        return self.stages * self.depth * (self.rows + self.columns) * itemsize + _BARRIERS
+
+    @property
+    def options(self) -> dict[str, int]:
+        """What Triton must be told at the launch."""
+        options = {"num_warps": self.warps, "num_stages": self.stages}
+        return options | ({"maxnreg": self.registers} if self.registers else {})
 
 
 HOPPER = (9, 0)
 TILES: dict[str, tuple[Tile, ...]] = {
     "half": (
         # Few rows: the other operand streams by once, so what counts is bytes in flight.
-        Tile(16, 128, 128, 4, 3),
+        Tile(16, 128, 128, 4, 3, scatters=False),
         Tile(32, 128, 64, 4, 4),
         # From 64 rows on a warp group's own instruction (wgmma) is filled.
-        Tile(64, 128, 64, 4, 4),
+        Tile(64, 128, 64, 4, 4, scatters=False),
         # Half the operand bytes per multiplication: the plain choice for large products.
-        Tile(128, 128, 64, 8, 3),
+        Tile(128, 128, 64, 8, 3, scatters=False),
         # Three quarters of that; 128 accumulators a thread, too many before Hopper.
-        Tile(128, 256, 64, 8, 3, HOPPER),
+        Tile(128, 256, 64, 8, 3, HOPPER, gathers=False, scatters=False),
     ),
     # Twice the bytes per term: half the depth.
     "tf32": (
-        Tile(16, 128, 64, 4, 3),
-        Tile(32, 128, 32, 4, 4),
-        Tile(64, 128, 32, 4, 3),
-        Tile(128, 128, 32, 8, 3),
+        Tile(16, 128, 64, 4, 3, registers=224),
+        Tile(32, 128, 32, 4, 4, registers=224),
+        Tile(64, 128, 32, 4, 3, gathers=False, scatters=False, registers=224),
+        Tile(128, 128, 32, 8, 3, registers=255),
     ),
-    # No tensor cores: eight by eight outputs a thread, operands from shared memory.
+    # No tensor cores: outputs are registers, a thread multiplies them itself.
     "ieee": (
-        Tile(16, 64, 32, 4, 3),
-        Tile(32, 64, 32, 4, 3),
-        Tile(128, 64, 16, 8, 3),
+        Tile(16, 64, 32, 4, 3, registers=168),
+        Tile(32, 64, 32, 4, 3, gathers=False, registers=168),
+        Tile(64, 64, 16, 4, 3, gathers=False, registers=224),
     ),
 }
 SPLITS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
@@ -65,6 +79,7 @@ SPLITS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 # Nanoseconds, guessed generously: what one step costs besides its arithmetic and its bytes, what a
 # program costs besides its steps, and what a second kernel costs besides its bytes.
 STEP, PROGRAM, KERNEL = 60.0, 1500.0, 3000.0
+_BARRIERS = 4608
 # Tensor cores wait on barriers and on the operands of the next step.
 REACHED = 0.75
 # Loading single elements keeps the load units busy as loading sixteen bytes does.
@@ -80,7 +95,8 @@ class Product:
         itemsize: bytes of an element of the operands.
         rows, columns, depth: of one product.
         batch: how many such products there are, as in the groups of a convolution.
-        gathered: whether the rows' operand is loaded one element at a time.
+        gathered, scattered: whether the rows' operand, or the columns', is loaded one element at a
+            time: its elements lie apart in memory, or where 16 bytes never start evenly.
         splittable: whether partial sums have a second kernel that adds them.
         read: bytes of the operands in memory; 0 for two plain matrices. An implicit product, such
             as a convolution, reads fewer than it multiplies.
@@ -93,6 +109,7 @@ class Product:
     depth: int
     batch: int = 1
     gathered: bool = False
+    scattered: bool = False
     splittable: bool = True
     read: int = 0
 
@@ -119,7 +136,10 @@ def choose(product: Product, device: Device) -> Configuration:
     able = [
         Configuration(tile, split)
         for tile in TILES[product.arithmetic]
-        if tile.least <= device.capability and tile.shared(product.itemsize) <= device.shared
+        if tile.least <= device.capability
+        and tile.shared(product.itemsize) <= device.shared
+        and (tile.gathers or not product.gathered)
+        and (tile.scatters or not product.scattered)
         for split in (SPLITS if product.splittable else SPLITS[:1])
         if split == 1 or split * tile.depth <= product.depth
     ]
@@ -167,7 +187,8 @@ def _step(product: Product, tile: Tile, device: Device) -> float:
     older = 0.5 if tile.rows < 64 and device.capability >= HOPPER else 1.0
     arithmetic = flops / (device.flops[product.arithmetic] * REACHED * older)
     row_bytes = GATHER_BYTES if product.gathered else product.itemsize
-    loaded = tile.depth * (tile.rows * row_bytes + tile.columns * product.itemsize)
+    column_bytes = GATHER_BYTES if product.scattered else product.itemsize
+    loaded = tile.depth * (tile.rows * row_bytes + tile.columns * column_bytes)
     return max(arithmetic, loaded / device.cache)
 
 

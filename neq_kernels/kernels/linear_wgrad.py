@@ -23,8 +23,18 @@ import triton.language as tl
 from torch import Tensor
 
 from neq_kernels.active import Lists, bucket
-from neq_kernels.kernels.common import PRECISION, arithmetic, check, dot, find, on_device_of, spread
-from neq_kernels.kernels.configuration import KERNEL, Configuration, Product, choose, cost
+from neq_kernels.kernels.common import (
+    PRECISION,
+    arithmetic,
+    check,
+    dot,
+    find,
+    offsets,
+    on_device_of,
+    spread,
+    vectors,
+)
+from neq_kernels.kernels.configuration import KERNEL, Configuration, Product, Tile, choose, cost
 from neq_kernels.kernels.device import Device, device_of
 from neq_kernels.reference import Pack, as_rows, pack_channels
 
@@ -35,14 +45,18 @@ PACK_KERNELS = 2
 
 @triton.jit
 def _multiply(
-    acc, sums, dy, x, row_mask, column_mask, first, last, dy_step, x_step,
-    BIAS: tl.constexpr, PRECISION: tl.constexpr, DEPTH: tl.constexpr,
+    dy, x, dy_offset, x_offset, row_mask, column_mask, tokens, dy_step, x_step,
+    BIAS: tl.constexpr, PRECISION: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
+    """One tile of dW, and the sums of dY where BIAS; ``dy`` and ``x`` point to the first token."""
+    acc = tl.zeros((ROWS, COLUMNS), tl.float32)
+    sums = tl.zeros((ROWS,), tl.float32)
     token = tl.arange(0, DEPTH)
-    for start in range(first, last, DEPTH):
-        inside = start + token < last
-        a = tl.load(dy, mask=row_mask[:, None] & inside[None, :], other=0)
-        b = tl.load(x, mask=inside[:, None] & column_mask[None, :], other=0)
+    for start in range(0, tokens, DEPTH):
+        inside = token < tokens - start
+        a = tl.load(dy + dy_offset, mask=row_mask[:, None] & inside[None, :], other=0)
+        b = tl.load(x + x_offset, mask=inside[:, None] & column_mask[None, :], other=0)
         acc = dot(a, b, acc, PRECISION)
         if BIAS:
             sums += tl.sum(a.to(tl.float32), axis=1)
@@ -52,78 +66,89 @@ def _multiply(
 
 
 @triton.jit
-def _zero_frozen(pid, index, dw, db, size, width, fan_in, steps, dw_row, dw_column,
-                 BIAS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):  # fmt: skip
+def _zero_frozen(
+    pid, index, dw, db, size, width, fan_in, halvings, dw_row, dw_column,
+    BIAS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
     row = pid * ROWS + tl.arange(0, ROWS)
-    _, active = find(row, index, width, steps)
+    _, active = find(row, index, width, halvings)
     frozen = (row < size) & (active == 0)
     zeros = tl.zeros((ROWS, COLUMNS), dw.dtype.element_ty)
     rows = dw + row.to(tl.int64)[:, None] * dw_row
     for start in range(0, fan_in, COLUMNS):
         column = start + tl.arange(0, COLUMNS)
-        tl.store(
-            rows + column.to(tl.int64)[None, :] * dw_column, zeros,
-            mask=frozen[:, None] & (column < fan_in)[None, :],
-        )  # fmt: skip
+        target = rows + column.to(tl.int64)[None, :] * dw_column
+        tl.store(target, zeros, mask=frozen[:, None] & (column < fan_in)[None, :])
     if BIAS:
         tl.store(db + row, tl.zeros((ROWS,), db.dtype.element_ty), mask=frozen)
 
 
-@triton.jit(do_not_specialize=["tokens", "width", "size", "span", "tiles", "steps"])
+@triton.jit(do_not_specialize=["units", "size", "blocks", "tiles", "halvings"])
 def linear_wgrad_kernel(
     dy, x, index, dw, db, partial, partial_sums,
-    tokens, width, size, fan_in, span, tiles, steps,
+    tokens, units, size, fan_in, blocks, tiles, halvings,
     dy_token, dy_channel, x_token, x_column, dw_row, dw_column,
-    GATHER: tl.constexpr, BIAS: tl.constexpr, PARTIAL: tl.constexpr, PRECISION: tl.constexpr,
+    GATHER: tl.constexpr, BIAS: tl.constexpr, PARTIAL: tl.constexpr, FAR: tl.constexpr,
+    ALIGNED: tl.constexpr, PRECISION: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
     ZERO_ROWS: tl.constexpr, ZERO_COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """See the head of the file. Programs ``[0, tiles)`` of the first axis multiply, the others set
-    frozen rows to zero; the second axis is the split, ``span`` tokens each."""
+    frozen rows to zero; the second axis is the split, ``blocks`` blocks of tokens each.
+
+    The width is ``units`` times ALIGNED, so that the compiler knows what it is a multiple of.
+    Within a tile addresses are 32-bit offsets from a 64-bit base, 64-bit ones only where FAR.
+    """
     pid = tl.program_id(0)
+    width = units * ALIGNED
     if pid < tiles:
+        part = tl.program_id(1)
         # Neighbours share a block of X: the rows, fewer, come again from the cache.
         row_tiles = tl.cdiv(width, ROWS)
-        row = (pid % row_tiles) * ROWS + tl.arange(0, ROWS)
+        first_row = (pid % row_tiles) * ROWS
+        row = first_row + tl.arange(0, ROWS)
         column = (pid // row_tiles) * COLUMNS + tl.arange(0, COLUMNS)
         channel = tl.load(index + row, mask=row < width, other=-1)
-        row_mask = channel >= 0
+        active = channel >= 0
         column_mask = column < fan_in
-        first = tl.program_id(1) * span
-        last = tl.minimum(first + span, tokens)
-        token = (first + tl.arange(0, DEPTH)).to(tl.int64)
-        source = channel if GATHER else row
-        dy_block = dy + source.to(tl.int64)[:, None] * dy_channel + token[None, :] * dy_token
-        x_block = x + token[:, None] * x_token + column.to(tl.int64)[None, :] * x_column
+        if GATHER:
+            source, row_mask = channel, active
+        else:
+            # Whole blocks, padding and all: a mask made of data would tear the loads up.
+            source, row_mask, dy_token = row, row < width, width
+        token = tl.arange(0, DEPTH)
+        dy_offset = offsets(source, token, dy_channel, dy_token, FAR)
+        x_offset = offsets(token, column, x_token, x_column, FAR)
         dy_step = tl.cast(DEPTH, tl.int64) * dy_token
         x_step = tl.cast(DEPTH, tl.int64) * x_token
-        acc = tl.zeros((ROWS, COLUMNS), tl.float32)
-        sums = tl.zeros((ROWS,), tl.float32)
+        dy += part * blocks * dy_step
+        x += part * blocks * x_step
+        left = tl.minimum(blocks * DEPTH, tokens - part * blocks * DEPTH)
         if BIAS and pid < row_tiles:
             acc, sums = _multiply(
-                acc, sums, dy_block, x_block, row_mask, column_mask, first, last, dy_step, x_step,
-                True, PRECISION, DEPTH,
+                dy, x, dy_offset, x_offset, row_mask, column_mask, left, dy_step, x_step,
+                True, PRECISION, ROWS, COLUMNS, DEPTH,
             )  # fmt: skip
             if PARTIAL:
-                tl.store(partial_sums + tl.program_id(1) * width + row, sums, mask=row_mask)
+                tl.store(partial_sums + part * width + row, sums, mask=active)
             else:
-                tl.store(db + channel, sums.to(db.dtype.element_ty), mask=row_mask)
+                tl.store(db + channel, sums.to(db.dtype.element_ty), mask=active)
         else:
             acc, sums = _multiply(
-                acc, sums, dy_block, x_block, row_mask, column_mask, first, last, dy_step, x_step,
-                False, PRECISION, DEPTH,
+                dy, x, dy_offset, x_offset, row_mask, column_mask, left, dy_step, x_step,
+                False, PRECISION, ROWS, COLUMNS, DEPTH,
             )  # fmt: skip
-        mask = row_mask[:, None] & column_mask[None, :]
+        mask = active[:, None] & column_mask[None, :]
         if PARTIAL:
-            base = (tl.program_id(1) * tl.cast(width, tl.int64) + row)[:, None] * fan_in
-            tl.store(partial + base + column[None, :], acc, mask=mask)
+            start = (part * tl.cast(width, tl.int64) + first_row) * fan_in
+            target = partial + start + offsets(row - first_row, column, fan_in, 1, FAR)
+            tl.store(target, acc, mask=mask)
         else:
-            base = channel.to(tl.int64)[:, None] * dw_row
-            target = dw + base + column.to(tl.int64)[None, :] * dw_column
+            target = dw + offsets(channel, column, dw_row, dw_column, FAR)
             tl.store(target, acc.to(dw.dtype.element_ty), mask=mask)
     else:
         _zero_frozen(
-            pid - tiles, index, dw, db, size, width, fan_in, steps, dw_row, dw_column,
+            pid - tiles, index, dw, db, size, width, fan_in, halvings, dw_row, dw_column,
             BIAS, ZERO_ROWS, ZERO_COLUMNS,
         )  # fmt: skip
 
@@ -156,9 +181,10 @@ def linear_wgrad(
     width = min(bucket(lists.count), lists.size)
     device = device_of(dy)
     product = Product(
-        arithmetic(dy.dtype), dy.element_size(), rows=width, columns=x.shape[1], depth=x.shape[0]
-    )
-    gathered = replace(product, gathered=dy.stride(0) != 1)
+        arithmetic(dy.dtype), dy.element_size(), rows=width, columns=x.shape[1], depth=x.shape[0],
+        gathered=width % 8 != 0, scattered=not vectors(x, 1),
+    )  # fmt: skip
+    gathered = replace(product, gathered=not vectors(dy, 0))
     if form is None:
         form = _form(product, gathered, lists.size, device)
     if form == "packed":
@@ -184,11 +210,12 @@ def _launch(
     dw = dy.new_empty((fan_in, size) if columns else (size, fan_in), dtype=dtype)
     rows = dw.t() if columns else dw
     db = dy.new_empty(size if bias else 0, dtype=dtype)
-    span = configuration.span(tokens)
-    split = max(-(-tokens // span), 1)
+    blocks = configuration.span(tokens) // tile.depth
+    split = max(triton.cdiv(tokens, blocks * tile.depth), 1)
     # Columns of dW are rows of the product: stored one by one through the index they would touch
     # all of dW twice, so they too go through the second kernel, which writes whole blocks.
     partial = split > 1 or columns
+    aligned = 8 if width % 8 == 0 else 1
     sums = dy.new_empty((split, width if partial else 0, fan_in), dtype=torch.float32)
     bias_sums = dy.new_empty((split, width if partial and bias else 0), dtype=torch.float32)
     # One column of tiles at least: without inputs there still is a bias.
@@ -199,17 +226,24 @@ def _launch(
             linear_wgrad_kernel[tiles + zeros, split](
                 dy=dy, x=x, index=lists.padded, dw=rows, db=db,
                 partial=sums, partial_sums=bias_sums,
-                tokens=tokens, width=width, size=size, fan_in=fan_in, span=span, tiles=tiles,
-                steps=width.bit_length(),
+                tokens=tokens, units=width // aligned, size=size, fan_in=fan_in,
+                blocks=blocks, tiles=tiles, halvings=width.bit_length(),
                 dy_token=dy.stride(0), dy_channel=dy.stride(1),
                 x_token=x.stride(0), x_column=x.stride(1),
                 dw_row=rows.stride(0), dw_column=rows.stride(1),
                 GATHER=form == "gathered", BIAS=bias, PARTIAL=partial,
+                FAR=_far(dy, tile, size) or _far(x, tile, fan_in) or dw.numel() >= 1 << 31,
+                ALIGNED=aligned,
                 PRECISION=PRECISION[arithmetic(dy.dtype)],
                 ROWS=tile.rows, COLUMNS=tile.columns, DEPTH=tile.depth,
                 ZERO_ROWS=_ZERO_ROWS, ZERO_COLUMNS=_ZERO_COLUMNS,
-                num_warps=tile.warps, num_stages=tile.stages,
+                **tile.options,
             )  # fmt: skip
         if partial:
             spread(sums, bias_sums if bias else None, lists.padded, rows, db if bias else None)
     return dw, db
+
+
+def _far(operand: Tensor, tile: Tile, width: int) -> bool:
+    """Whether a tile's tokens, of any of ``width`` channels, lie 2^31 elements apart."""
+    return abs(operand.stride(0)) * tile.depth + abs(operand.stride(1)) * width >= 1 << 31

@@ -94,8 +94,8 @@ def test_every_dtype_and_result(dtype, form, triton_device):
         (3, 1, 1),
         (5, 7, 0),
         (16, 16, 16),
-        (17, 33, 65),
-        (300, 3, 8),
+        (17, 19, 33),
+        (99, 3, 8),
     ],
     ids=str,
 )
@@ -135,9 +135,9 @@ def test_layouts(form, triton_device):
             index = [0, 1, 5, 17, 18, 19, 30, 36]
             rows = reference.as_rows(dy), reference.as_rows(x)
             check(*rows, index, form=form, configuration=configuration)
-            ours = linear_wgrad(dy, x, active(index, 37, dy.device), True, False)
-            plain = linear_wgrad(*rows, active(index, 37, dy.device), True, False)
-            assert all(torch.equal(a, b) for a, b in zip(ours, plain, strict=True))
+        ours = linear_wgrad(dy, x, active(index, 37, dy.device), True, False, form=form)
+        plain = linear_wgrad(*rows, active(index, 37, dy.device), True, False, form=form)
+        assert all(torch.equal(a, b) for a, b in zip(ours, plain, strict=True))
 
 
 @pytest.mark.parametrize("form", FORMS)
