@@ -31,10 +31,12 @@ std::tuple<Tensor, Tensor> pack_channels(const Tensor& dy, const Tensor& index, 
 
   std::vector<int64_t> sizes(source.size, source.size + source.ndim);
   sizes[axis] = width;
-  const Tensor packed = torch::stable::empty(sizes, dy.scalar_type(), std::nullopt, dy.device(),
-                                             std::nullopt, format_like(dy, axis));
-  const int64_t sums_size[] = {bias ? width : 0};
-  const Tensor sums = torch::stable::new_empty(dy, sums_size);
+  const MemoryFormat format = format_like(dy, axis);
+  const Tensor packed = format == MemoryFormat::Contiguous
+                            ? uninitialized(dy, sizes)
+                            : torch::stable::empty(sizes, dy.scalar_type(), std::nullopt,
+                                                   dy.device(), std::nullopt, format);
+  const Tensor sums = uninitialized(dy, {bias ? width : 0});
 
   const neq_tensor target = view(packed, kOp, "packed");
   void* const bias_data = bias ? sums.data_ptr() : nullptr;

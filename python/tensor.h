@@ -1,11 +1,14 @@
 // Between torch's tensors and the core's: views, the thread pool, and statuses as exceptions.
 #pragma once
 
+#include <torch/csrc/inductor/aoti_torch/generated/c_shim_aten.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <optional>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "neq/neq.h"
 
@@ -57,6 +60,25 @@ inline neq_tensor view(const Tensor& tensor, const char* op, const char* name) {
     view.stride[d] = tensor.stride(d);
   }
   return view;
+}
+
+// A contiguous tensor on the device of `like`, of its dtype unless another is asked for. By the C
+// function for it: torch::stable's looks its operator up by name, half a microsecond each time.
+inline Tensor uninitialized(const Tensor& like, const std::vector<int64_t>& sizes,
+                            std::optional<ScalarType> dtype = std::nullopt) {
+  int32_t device_type = 0;
+  int32_t device_index = 0;
+  int32_t layout = 0;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device_index));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_layout(like.get(), &layout));
+  const ScalarType scalar_type = dtype.value_or(like.scalar_type());
+  auto type = torch::stable::detail::to<int32_t>(torch::stable::detail::from(scalar_type));
+  AtenTensorHandle tensor = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      aoti_torch_aten_new_empty(like.get(), sizes.data(), static_cast<int64_t>(sizes.size()), &type,
+                                &layout, &device_type, device_index, nullptr, &tensor));
+  return Tensor(tensor);
 }
 
 // An operator's list of active channels, of which `width` places are read.

@@ -16,6 +16,7 @@
 #include "element.h"
 #include "pack_channels.h"
 #include "pack_channels_geometry.h"
+#include "pack_channels_plan.h"
 #include "status.h"
 
 namespace neq::pack {
@@ -23,6 +24,8 @@ namespace {
 
 constexpr int64_t kRowChunkBytes = 16 << 10;
 constexpr int64_t kPrefetchBytes = 2048;
+// Of some 64 KiB each: waking another thread costs as much as one or two.
+constexpr int64_t kTasksEach = 4;
 
 const Kernels& kernels(neq_dtype dtype) noexcept {
 #if defined(__x86_64__)
@@ -30,35 +33,6 @@ const Kernels& kernels(neq_dtype dtype) noexcept {
   if (neq_cpu_isa() >= NEQ_ISA_AVX2) return avx2_kernels(dtype);
 #endif
   return scalar_kernels(dtype);
-}
-
-// Cuts the active channels into groups, at most one per channel; none where they lie too far apart.
-void plan_groups(const Kernels& kernels, int64_t channels, Group* groups, RowPlan* plan) noexcept {
-  const int64_t lanes = kernels.lanes;
-  if (lanes == 0 || channels < kernels.fewest) return;
-  int64_t found = 0;
-  for (int64_t i = 0; i < plan->count;) {
-    const int64_t source =
-        std::min<int64_t>(plan->index[i] / lanes * lanes, std::max<int64_t>(channels - lanes, 0));
-    const int64_t start = i;
-    uint32_t active = 0;
-    for (; i < plan->count && plan->index[i] < source + lanes; ++i) {
-      active |= 1u << (plan->index[i] - source);
-    }
-    const uint32_t low = active & ((1u << lanes / 2) - 1);
-    const int64_t middle = start + __builtin_popcount(low);
-    groups[found++] = {static_cast<int32_t>(source), static_cast<int32_t>(start),
-                       static_cast<int32_t>(middle), active};
-    if (start + lanes <= plan->width) {
-      plan->exact_groups = found;
-      plan->tail = i;
-    }
-  }
-  if (plan->count < kernels.sparse * found) {
-    plan->exact_groups = plan->tail = 0;
-    return;
-  }
-  plan->group_count = found;
 }
 
 struct Job {
@@ -78,19 +52,49 @@ struct Job {
   }
 }
 
+// In contiguous rows, spilling hits the next ones, which this block writes later; its last rows
+// must not, nor any others. The same holds for reading short rows.
+int64_t first_exact(const Geometry& geometry, int64_t begin, int64_t end) noexcept {
+  const int64_t row_bytes = geometry.width * geometry.element;
+  const bool contiguous = geometry.outer_dims == 1 && geometry.outer[0].target == row_bytes;
+  const int64_t shortest = std::max<int64_t>(std::min(geometry.width, geometry.channels), 1);
+  return contiguous ? std::max(begin, end - divide_up(kMaxSpill, shortest)) : begin;
+}
+
+// By groups: `merged` positions at a time, then what is left one by one.
+void pack_groups(const Job& job, int64_t begin, int64_t end, double* sums) noexcept {
+  const int64_t exact_from = first_exact(job.geometry, begin, end);
+  char* targets[kMaxRows];
+  const char* sources[kMaxRows];
+  RowPlan plan = job.plan;
+  Position position(job.geometry, begin);
+  for (int64_t row = begin; row < end;) {
+    if (end - row < plan.merged) plan.merged = 1;
+    const int64_t rows = std::min(kMaxRows, (end - row) / plan.merged);
+    for (int64_t r = 0; r < rows; ++r) {
+      targets[r] = job.target + position.target();
+      sources[r] = job.source + position.source();
+      for (int64_t m = 0; m < plan.merged; ++m) position.advance();
+    }
+    row += rows * plan.merged;
+    const int64_t exact = divide_up(std::max<int64_t>(row - exact_from, 0), plan.merged);
+    job.kernels.pack_rows(sums, targets, sources, rows, std::min(exact, rows), plan);
+  }
+}
+
 void pack_rows(const Job& job, int64_t block) noexcept {
   const Geometry& geometry = job.geometry;
   const int64_t begin = block_start(block, geometry.blocks, geometry.positions);
   const int64_t end = block_start(block + 1, geometry.blocks, geometry.positions);
+  double* sums = job.partial ? job.partial + block * padded(geometry.width) : nullptr;
+  if (job.kernels.pack_rows && job.plan.group_count > 0) {
+    return pack_groups(job, begin, end, sums);
+  }
   const int64_t row_bytes = std::max<int64_t>(geometry.width * geometry.element, 1);
   const int64_t chunk = std::clamp<int64_t>(kRowChunkBytes / row_bytes, 4, kMaxRows);
+  const int64_t exact_from = first_exact(geometry, begin, end);
   char* targets[kMaxRows];
   const char* sources[kMaxRows];
-  // In contiguous rows, spilling hits the next ones, which this block writes later; its last rows
-  // must not.
-  const bool contiguous = geometry.outer_dims == 1 && geometry.outer[0].target == row_bytes;
-  const int64_t exact_from =
-      contiguous ? end - divide_up(kMaxSpill, std::max<int64_t>(geometry.width, 1)) : begin;
   Position position(geometry, begin);
   for (int64_t row = begin; row < end; row += chunk) {
     const int64_t rows = std::min(chunk, end - row);
@@ -102,9 +106,7 @@ void pack_rows(const Job& job, int64_t block) noexcept {
     job.kernels.copy_rows(targets, sources, rows, exact, job.plan);
     // After copying, not before: the processor then streams on its own. Summing would let it idle.
     if (row + rows < end) prefetch(job.source + position.source(), kPrefetchBytes);
-    if (!job.partial) continue;
-    double* sums = job.partial + block * padded(geometry.width);
-    job.kernels.add_rows(sums, targets, rows, exact, geometry.width);
+    if (sums) job.kernels.add_rows(sums, targets, rows, exact, geometry.width);
   }
 }
 
@@ -253,9 +255,8 @@ int64_t partial_count(const Geometry& geometry, bool bias) noexcept {
 }
 
 int64_t scratch_bytes(const Geometry& geometry, bool bias) noexcept {
-  const int64_t groups = geometry.walk == Walk::kRows ? geometry.width : 0;
   return partial_count(geometry, bias) * static_cast<int64_t>(sizeof(double)) +
-         groups * static_cast<int64_t>(sizeof(Group));
+         max_groups(geometry) * static_cast<int64_t>(sizeof(Group));
 }
 
 }  // namespace
@@ -287,18 +288,16 @@ neq_status neq_pack_channels_cpu(const neq_tensor* dy, int32_t dim, const int32_
   auto* groups = reinterpret_cast<Group*>(partial + partials);
   std::fill_n(partial, partials, 0.0);
   const Kernels& loops = kernels(geometry.dtype);
-  RowPlan plan = {index, groups, 0, 0, 0, count, geometry.width, geometry.channels};
-  if (geometry.walk == Walk::kRows) plan_groups(loops, geometry.channels, groups, &plan);
   Job job = {geometry,
              loops,
              static_cast<const char*>(dy->data),
              static_cast<char*>(packed->data),
-             plan,
+             plan_rows(loops, geometry, index, count, groups),
              bias ? partial : nullptr};
   const bool work = geometry.positions > 0 && geometry.width > 0;
   const int64_t tasks = work ? geometry.blocks * geometry.columns : 0;
   if (parallel && tasks > 1) {
-    parallel->run(parallel->context, 0, tasks, 1, run_tasks, &job);
+    parallel->run(parallel->context, 0, tasks, kTasksEach, run_tasks, &job);
   } else {
     run_tasks(&job, 0, tasks);
   }

@@ -8,7 +8,7 @@
 
 namespace neq::pack {
 
-// Neighbouring channels, at least one of them active, that one shuffle of a vector moves: bit b of
+// Neighbouring channels that one shuffle of a vector moves: bit b of
 // `lanes` says channel `source + b` is active. The active ones of the vector's lower half land at
 // packed channel `target` onwards, those of the upper half, if it is shuffled apart, at `middle`.
 struct Group {
@@ -21,6 +21,9 @@ struct Group {
 // What to do with every row [channels] -> [width]: move the groups, zero what is beyond `count`.
 // Groups store whole vectors, so the last ones spill over the end of the row. A row that must not
 // spill moves the first `exact_groups`, then the channels from `tail` on one by one.
+//
+// For pack_rows alone, groups may be without an active channel, and all of them come `merged`
+// times: each time for the next row, so that this many short rows behind each other are one to it.
 struct RowPlan {
   const int32_t* index;
   const Group* groups;
@@ -30,6 +33,7 @@ struct RowPlan {
   int64_t count;
   int64_t width;
   int64_t channels;
+  int64_t merged;
 };
 
 // The elements that a group of up to 32 lanes may write, or a vector of sums read, past its row.
@@ -51,6 +55,10 @@ struct Kernels {
   // sums[i] += sum over r < rows of packed[r][i], anything in their padding; may read past all rows
   // but the last `exact`.
   void (*add_rows)(double* sums, char* const* packed, int64_t rows, int64_t exact, int64_t width);
+  // copy_rows by groups, with add_rows unless `sums` is null, in one go; null where the two follow
+  // each other.
+  void (*pack_rows)(double* sums, char* const* targets, const char* const* sources, int64_t rows,
+                    int64_t exact, const RowPlan& plan);
   // Copies n neighbouring elements and returns their sum.
   double (*copy_run)(char* target, const char* source, int64_t n);
   // The same with a stride, in elements, on either side.

@@ -240,13 +240,10 @@ NEQ_AVX2 double copy_run(char* to, const char* from, int64_t n) {
 
 template <class Element>
 const Kernels& kernels() noexcept {
-  static const Kernels table = {Element::kGroup,
-                                Element::kGroup,
-                                Element::kSparse,
-                                copy_rows<Element>,
-                                add_rows<Element>,
-                                copy_run<Element>,
-                                scalar_kernels(Element::kDtype).copy_strided};
+  static const Kernels table = {Element::kGroup,   Element::kGroup,
+                                Element::kSparse,  copy_rows<Element>,
+                                add_rows<Element>, nullptr,
+                                copy_run<Element>, scalar_kernels(Element::kDtype).copy_strided};
   return table;
 }
 

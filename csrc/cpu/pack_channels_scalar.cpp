@@ -66,8 +66,14 @@ double copy_run(char* target, const char* source, int64_t n) {
 }
 
 template <class Element>
-constexpr Kernels kKernels = {
-    0, 0, 0, copy_rows<Element>, add_rows<Element>, copy_run<Element>, copy_strided<Element>};
+constexpr Kernels kKernels = {0,
+                              0,
+                              0,
+                              copy_rows<Element>,
+                              add_rows<Element>,
+                              nullptr,
+                              copy_run<Element>,
+                              copy_strided<Element>};
 
 }  // namespace
 
