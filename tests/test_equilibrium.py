@@ -182,3 +182,41 @@ def test_a_selector_cannot_spoil_the_scores():
     _, tracker = make(selector=spoil, warmup=0)
     tracker.update(), tracker.update()
     assert rows(tracker.update())["body"].velocity == pytest.approx(0, abs=1e-12)
+
+
+def test_definitions_differ_at_the_border():
+    """Nothing moves: v = 0, which with epsilon = 0 "reference" freezes and "paper" does not."""
+    for definition, expected in (("paper", 0), ("reference", 5)):
+        model, tracker = make(selector=Velocity(0), definition=definition)
+        tracker.update()
+        tracker.update()
+        assert frozen(model)["body"] == expected
+
+
+def test_a_selector_may_choose_for_the_first_epoch():
+    fixed = {"body": torch.tensor([True, False, True, False, True])}
+    for warmup, expected in ((0, 2), (1, 0)):
+        model, tracker = make(selector=neq.selectors.Fixed(fixed), warmup=warmup)
+        tracker.update()
+        assert frozen(model)["body"] == expected
+        tracker.update()
+        assert frozen(model)["body"] == 2
+    model, tracker = make(selector=neq.selectors.ParameterBudget(0.5, first="random"), warmup=0)
+    tracker.update()
+    assert 0 < sum(frozen(model).values()) < 15
+    assert frozen(model)["head"] == 0
+
+
+def test_wrappers_save_and_go_on_with_the_tracker():
+    def run(updates, state=None):
+        selector = neq.selectors.Rounded(neq.selectors.Random(0.5, seed=2), 2)
+        model, tracker = make(selector=selector)
+        if state is not None:
+            tracker.load_state_dict(state)
+        for _ in range(updates):
+            tracker.update()
+        return neq.get_active(model), tracker.state_dict()
+
+    whole, _ = run(4)
+    _, state = run(3)
+    assert run(1, state)[0] == whole

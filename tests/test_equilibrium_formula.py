@@ -1,7 +1,7 @@
 """The tracker against the paper's formulas, rendered in plain Python."""
 
 import math
-from itertools import pairwise
+from itertools import chain, pairwise
 
 import pytest
 import torch
@@ -25,13 +25,22 @@ def python_cosine(a, b):
     return dot / math.sqrt(math.fsum(x * x for x in a) * math.fsum(y * y for y in b))
 
 
-def python_velocities(outputs, momentum):
-    """v_1, v_2, ... of one neuron from its outputs (lists of numbers) at t = 0, 1, 2, ..."""
-    phi, v, velocities = 1.0, 0.0, []
+def python_similarity(a, b, definition):
+    """Of one neuron: `a` and `b` hold a list of positions per sample."""
+    if definition == "reference":
+        cosines = [python_cosine(x, y) for x, y in zip(a, b, strict=True)]
+        return math.fsum(cosines) / len(cosines)
+    return python_cosine(list(chain(*a)), list(chain(*b)))
+
+
+def python_velocities(outputs, momentum, definition):
+    """v_1, v_2, ... of one neuron from its outputs at t = 0, 1, 2, ..."""
+    phi, dphi, v, velocities = 1.0, 0.0, 0.0, []
     for previous, current in pairwise(outputs):
-        now = python_cosine(current, previous)
-        v = (now - phi) - momentum * v
-        phi = now
+        now = python_similarity(current, previous, definition)
+        drift = -momentum * v if definition == "paper" else momentum * v - dphi
+        v = (now - phi) + drift
+        phi, dphi = now, now - phi
         velocities.append(v)
     return velocities
 
@@ -48,11 +57,13 @@ class Spy(Velocity):
         return super().__call__(scores)
 
 
-def replay(model, probe, change, momentum):
+def replay(model, probe, change, momentum, definition):
     """Change the model EPOCHS times; check every velocity and every frozen neuron of each layer."""
     neq.convert(model)
     spy = Spy(EPSILON)
-    tracker = Equilibrium(model, probe, selector=spy, momentum=momentum, warmup=0, exclude=())
+    tracker = Equilibrium(
+        model, probe, selector=spy, momentum=momentum, definition=definition, warmup=0, exclude=()
+    )
     outputs = {name: [] for name in neq.get_active(model)}
     for epoch in range(EPOCHS + 1):
         if epoch:
@@ -63,7 +74,8 @@ def replay(model, probe, change, momentum):
         active = neq.get_active(model)
         for name, history in outputs.items() if epoch else ():
             expected = [
-                python_velocities(neuron, momentum)[-1] for neuron in zip(*history, strict=True)
+                python_velocities(neuron, momentum, definition)[-1]
+                for neuron in zip(*history, strict=True)
             ]
             expected = torch.tensor(expected, dtype=torch.float64)
             shown = spy.seen[-1][name]
@@ -75,14 +87,21 @@ def replay(model, probe, change, momentum):
 
 
 def neuron_outputs(model, probe):
-    """Per layer, what each neuron puts out over the whole probe, as lists."""
+    """Per layer and neuron, what it puts out over the whole probe: a list of positions a sample.
+    A scalar per sample, as in [B, C], makes a single list of all samples."""
     taken = {}
 
     def keep(name, axis):
         def hook(module, arguments, output):
-            rows = output.double().movedim(axis, 0).flatten(1).tolist()
-            for neuron, row in zip(taken.setdefault(name, [[] for _ in rows]), rows, strict=True):
-                neuron += row
+            scalars = output.dim() == 2
+            output = output[None] if scalars else output
+            rows = output.double().movedim(axis, 0).flatten(2).tolist()
+            known = taken.setdefault(name, [[] for _ in rows])
+            for neuron, samples in zip(known, rows, strict=True):
+                if scalars and neuron:
+                    neuron[0] += samples[0]
+                else:
+                    neuron += samples
 
         return hook
 
@@ -100,8 +119,9 @@ def neuron_outputs(model, probe):
     return taken
 
 
+@pytest.mark.parametrize("definition", ["paper", "reference"])
 @pytest.mark.parametrize("momentum", [0.0, 0.3, 0.5])
-def test_random_walk_of_a_conv_net(momentum):
+def test_random_walk_of_a_conv_net(momentum, definition):
     torch.manual_seed(1)
     model = nn.Sequential(
         nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(True), nn.Conv2d(4, 3, 1), nn.Flatten(2),
@@ -113,7 +133,7 @@ def test_random_walk_of_a_conv_net(momentum):
             for parameter in model.parameters():
                 parameter += torch.randn_like(parameter) * 10 ** -(epoch / 5)
 
-    replay(model, list(torch.randn(2, 3, 2, 4, 4)), change, momentum)
+    replay(model, list(torch.randn(2, 3, 2, 4, 4)), change, momentum, definition)
 
 
 EVENTS = {
@@ -127,7 +147,7 @@ EVENTS = {
 }
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     st.lists(
         st.lists(st.sampled_from(sorted(EVENTS)), min_size=3, max_size=3),
@@ -135,8 +155,10 @@ EVENTS = {
         max_size=EPOCHS,
     ),
     st.sampled_from([0.0, 0.5]),
+    st.sampled_from(["paper", "reference"]),
+    st.sampled_from([(5, 4), (1, 4), (3, 2, 4), (1, 1, 4), (2, 1, 4)]),
 )
-def test_adversarial_sequences(events, momentum):
+def test_adversarial_sequences(events, momentum, definition, shape):
     layer = nn.Linear(4, 3, bias=False)
     generator = torch.Generator().manual_seed(0)
 
@@ -149,7 +171,8 @@ def test_adversarial_sequences(events, momentum):
         with torch.no_grad():
             layer.weight.copy_(torch.stack(rows).clamp(-1e15, 1e15))
 
-    replay(nn.Sequential(layer), [torch.randn(5, 4, generator=generator)], change, momentum)
+    probe = [torch.randn(shape, generator=generator)]
+    replay(nn.Sequential(layer), probe, change, momentum, definition)
 
 
 def test_paper_example_by_hand():

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -21,6 +23,14 @@ def test_velocity_freezes_strictly_below_epsilon():
     masks = Velocity(eps)({"a": scores(0.0, eps, -eps, 0.2499, -0.2499, 1.0), "b": scores(-3.0)})
     assert masks["a"].tolist() == [False, True, True, False, False, True]
     assert masks["b"].tolist() == [True]
+
+
+def test_the_reference_definition_freezes_at_epsilon_too():
+    eps = 0.25
+    layer = replace(scores(0.0, eps, -eps, 0.2500001, -0.2499, 1.0), inclusive=True)
+    assert Velocity(eps)({"a": layer})["a"].tolist() == [False, False, False, True, False, True]
+    still = replace(scores(0.0, -0.0, 5e-324), inclusive=True)
+    assert Velocity(0)({"a": still})["a"].tolist() == [False, False, True]
 
 
 def test_velocity_zero_freezes_nobody():

@@ -1,6 +1,7 @@
 """Similarity of a neuron's output with its output one pass earlier (NEq, arXiv 2207.09455).
 
-phi = sum(a * b) / sqrt(sum(a * a) * sum(b * b)), per channel, over all samples and positions.
+phi = sum(a * b) / sqrt(sum(a * a) * sum(b * b)), per channel: over all samples and positions, or
+over the positions of each sample and then in the mean.
 """
 
 from __future__ import annotations
@@ -40,8 +41,45 @@ class ConcatenatedCosine:
         return cosine(*self._moments.unbind())
 
 
+class MeanCosine:
+    """A cosine per sample over its positions, in the mean over all samples (the authors' code).
+
+    Outputs with a single scalar per sample and neuron, such as `[B, C]`, have no positions to
+    compare: there it is one cosine over all samples. With one position, as in `[B, C, 1, 1]`, each
+    cosine is but the agreement of two signs.
+    """
+
+    def __init__(self) -> None:
+        self._scalars = ConcatenatedCosine()
+        self._sum: Tensor | float = 0.0
+        self._samples = {"scalar": 0, "positions": 0}
+
+    def update(self, previous: Tensor, current: Tensor, axis: int) -> None:
+        axis %= current.dim()
+        if current.dim() - axis == 1 and current.dim() <= 2:
+            self._samples["scalar"] += current.numel() // current.shape[axis]
+            self._scalars.update(previous, current, axis)
+            return
+        if axis == 0:  # no batch dimension: one sample
+            previous, current, axis = previous.unsqueeze(0), current.unsqueeze(0), 1
+        _, channel_moments = backends.resolve("channel_moments", current.device.type, current.dtype)
+        self._sum = self._sum + cosine(*channel_moments(previous, current, axis, True)).sum(0)
+        self._samples["positions"] += current.shape[0]
+
+    def value(self) -> Tensor:
+        scalar, positions = self._samples.values()
+        if not positions:
+            return self._scalars.value()
+        # A layer called in both ways: each sample counts once.
+        sums = self._sum + (self._scalars.value() * scalar if scalar else 0.0)
+        assert isinstance(sums, Tensor)
+        return sums / (scalar + positions)
+
+
 def cosine(ab: Tensor, aa: Tensor, bb: Tensor) -> Tensor:
     """Cosine from its three sums; 1 where both vectors are zero, 0 where exactly one is."""
-    phi = (ab / (aa.sqrt() * bb.sqrt())).clamp(-1, 1)
+    # Of equal vectors exactly 1: a product of two roots would be off by a rounding.
+    norms = torch.where(aa == bb, aa, aa.sqrt() * bb.sqrt())
+    phi = (ab / norms).clamp(-1, 1)
     phi = torch.where((aa == 0) ^ (bb == 0), torch.zeros_like(phi), phi)
     return torch.where((aa == 0) & (bb == 0), torch.ones_like(phi), phi)

@@ -55,9 +55,11 @@ class Equilibrium:
             that shuffles before any training.
         selector: which neurons train until the next update; see `neq_kernels.selectors`.
         momentum: mu in [0, 1); the paper's bound, and choice, is 0.5.
-        definition: which published definition of equilibrium: "paper".
-        warmup: epochs that train every neuron before the first may freeze; the first epoch always
-            does, as nothing can be compared before it.
+        definition: which published definition of equilibrium: "paper", its text, or "reference",
+            the code behind its tables; neq_kernels/equilibrium/velocity.py has both side by side.
+        warmup: epochs that train every neuron before the first may freeze. The first epoch always
+            does, as nothing can be compared before it, unless warmup=0 and the selector chooses
+            without: `Fixed`, `ParameterBudget(first="random")`.
         exclude: name patterns (fnmatch) of converted layers that are neither measured nor touched.
             By default the nn.Linear that runs last in the probe: the classifier's head.
             `exclude=()` measures all.
@@ -204,9 +206,9 @@ class Equilibrium:
 
     def _choose(self, findings: Mapping[str, Finding]) -> dict[str, ActiveSet]:
         """The sets until the next update: full in the warm-up and where nothing was compared."""
-        if self._passes == 0:
-            return {}
         layers = self._layers.live()
+        if self._passes == 0:
+            return self._first(findings)
         sets = {name: ActiveSet.full(layers[name].size) for name in findings}
         if self._passes >= self.warmup:
             scores = {
@@ -218,6 +220,21 @@ class Equilibrium:
             sets.update({name: ActiveSet.from_mask(mask) for name, mask in masks.items()})
         return sets
 
+    def _first(self, findings: Mapping[str, Finding]) -> dict[str, ActiveSet]:
+        """The sets of the first epoch: as they are, unless without warm-up the selector chooses."""
+        first = getattr(self.selector, "first", None)
+        if first is None or self.warmup > 0:
+            return {}
+        layers = self._layers.live()
+        scores = {
+            name: self._scores(layers[name], found.state.track)
+            for name, found in findings.items()
+            if found.state
+        }
+        chosen = first(scores)
+        masks = {} if chosen is None else select(lambda scores: chosen, scores)
+        return {name: ActiveSet.from_mask(mask) for name, mask in masks.items()}
+
     def _scores(self, layer: NEqLayer, track: Track) -> Scores:
         return Scores(
             velocity=track["velocity"].clone(),
@@ -226,6 +243,7 @@ class Equilibrium:
             parameters=sum(p.numel() for _, p, _ in layer.neuron_parameters()) // layer.size,
             kind=kind_of(layer),
             epoch=self._passes,
+            inclusive=self._definition.inclusive,
         )
 
     def _report(self, findings: Mapping[str, Finding], started: float) -> Report:

@@ -1,7 +1,15 @@
-"""Velocity of a neuron's similarity, and the published definitions of equilibrium.
+"""Velocity of a neuron's similarity, and the two published definitions of equilibrium.
 
-dphi_t = phi_t - phi_{t-1},  v_t = dphi_t - mu * v_{t-1},  with phi_0 := 1 and v_0 := 0
-(NEq, arXiv 2207.09455, section 3).
+The paper's text (NEq, arXiv 2207.09455, section 3) and the code behind its tables differ:
+
+              definition="paper"                       definition="reference"
+similarity    one cosine over all samples and          cosine per sample over its positions,
+              positions                                then the mean over samples
+velocity      v_t = dphi_t - mu v_{t-1}                v_t = dphi_t - dphi_{t-1} + mu v_{t-1}
+equilibrium   |v_t| < epsilon                          |v_t| <= epsilon
+
+with dphi_t = phi_t - phi_{t-1} and phi_0 := 1, dphi_0 := 0, v_0 := 0. Two zero vectors have
+similarity 1, one zero vector has 0.
 """
 
 from __future__ import annotations
@@ -13,7 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .similarity import ConcatenatedCosine, Similarity
+from .similarity import ConcatenatedCosine, MeanCosine, Similarity
 
 Track = dict[
     str, Tensor
@@ -25,13 +33,14 @@ class Definition:
     """What equilibrium means: how outputs are compared and how the comparison moves.
 
     `similarity()` makes a fresh accumulator for one layer and one pass, `start(size)` a layer's
-    track before its first comparison, and `step(track, phi, momentum)` the track after the next
-    one.
+    track before its first comparison, `step(track, phi, momentum)` the track after the next one;
+    `inclusive` says whether |v| = epsilon is equilibrium.
     """
 
     similarity: Callable[[], Similarity]
     start: Callable[[int], Track]
     step: Callable[[Track, Tensor, float], Track]
+    inclusive: bool
 
 
 def paper_start(size: int) -> Track:
@@ -48,7 +57,22 @@ def paper_step(track: Track, phi: Tensor, momentum: float) -> Track:
     return {"similarity": phi, "velocity": velocity}
 
 
-DEFINITIONS = {"paper": Definition(ConcatenatedCosine, paper_start, paper_step)}
+def reference_start(size: int) -> Track:
+    """phi_0 := 1, dphi_0 := 0 and v_0 := 0 for `size` neurons."""
+    return {**paper_start(size), "variation": torch.zeros(size, dtype=torch.float64)}
+
+
+def reference_step(track: Track, phi: Tensor, momentum: float) -> Track:
+    """v_t = dphi_t - dphi_{t-1} + mu * v_{t-1}; `phi` is fp64 `[C]`."""
+    variation = phi - track["similarity"]
+    velocity = variation - track["variation"] + momentum * track["velocity"]
+    return {"similarity": phi, "velocity": velocity, "variation": variation}
+
+
+DEFINITIONS = {
+    "paper": Definition(ConcatenatedCosine, paper_start, paper_step, inclusive=False),
+    "reference": Definition(MeanCosine, reference_start, reference_step, inclusive=True),
+}
 
 
 def get_definition(name: str) -> Definition:

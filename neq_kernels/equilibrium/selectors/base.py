@@ -1,10 +1,4 @@
-"""Selectors: which neurons train until the next update.
-
-A selector is any callable that takes a mapping from layer name to `Scores` and returns a mapping
-from the same names to bool masks `[C]` on the CPU, True where the neuron is active. It sees the
-layers that could be measured; the others stay active. One that carries state over updates offers
-`state_dict()` and `load_state_dict(state)` of plain values and tensors.
-"""
+"""What a selector sees and gives, and the paper's own."""
 
 from __future__ import annotations
 
@@ -28,6 +22,7 @@ class Scores:
         parameters: how many parameters one neuron has.
         kind: the torch class, such as "Conv2d".
         epoch: t, from 1 on.
+        inclusive: whether |v| = epsilon is equilibrium, as `definition="reference"` has it.
     """
 
     velocity: Tensor
@@ -36,6 +31,7 @@ class Scores:
     parameters: int
     kind: str
     epoch: int
+    inclusive: bool = False
 
 
 class Selector(Protocol):
@@ -45,11 +41,12 @@ class Selector(Protocol):
 
 
 class Velocity:
-    """Freezes exactly the neurons with |v_t| < epsilon (NEq, arXiv 2207.09455); frozen ones may
-    thaw.
+    """Freezes exactly the neurons with |v_t| < epsilon (NEq, arXiv 2207.09455), or <= epsilon under
+    `definition="reference"`; frozen ones may thaw.
 
     Args:
-        epsilon: >= 0, in units of cosine similarity per epoch; 0 freezes nobody.
+        epsilon: >= 0, in units of cosine similarity per epoch; 0 freezes nobody (under
+            "reference", who has not moved at all).
 
     Raises:
         ValueError: epsilon is negative or NaN.
@@ -59,7 +56,12 @@ class Velocity:
         self.epsilon = _check_epsilon(epsilon)
 
     def __call__(self, scores: Mapping[str, Scores]) -> dict[str, Tensor]:
-        return {name: layer.velocity.abs() >= self.epsilon for name, layer in scores.items()}
+        return {name: self._moving(layer) for name, layer in scores.items()}
+
+    def _moving(self, layer: Scores) -> Tensor:
+        # The least number above epsilon: what is below it is at most epsilon.
+        bound = math.nextafter(self.epsilon, math.inf) if layer.inclusive else self.epsilon
+        return layer.velocity.abs() >= bound
 
     def state_dict(self) -> dict[str, Any]:
         return {"epsilon": self.epsilon}
@@ -75,6 +77,13 @@ def _check_epsilon(epsilon: float) -> float:
     if math.isnan(epsilon) or epsilon < 0:
         raise ValueError(f"epsilon: expected a number >= 0, got {epsilon!r}; the paper uses 1e-3")
     return float(epsilon)
+
+
+def check_share(argument: str, share: float) -> float:
+    """`share`, if in (0, 1], else ValueError."""
+    if not 0 < share <= 1:
+        raise ValueError(f"{argument}: expected a share in (0, 1], got {share!r}")
+    return float(share)
 
 
 def select(selector: Selector, scores: Mapping[str, Scores]) -> dict[str, Tensor]:

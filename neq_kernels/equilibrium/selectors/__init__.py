@@ -1,0 +1,27 @@
+"""Selectors: which neurons train until the next update.
+
+A selector is any callable that takes a mapping from layer name to `Scores` and returns a mapping
+from the same names to bool masks `[C]` on the CPU, True where the neuron is active. It sees the
+layers that could be measured; the others stay active. One that carries state over updates offers
+`state_dict()` and `load_state_dict(state)` of plain values and tensors; one that also chooses for
+the first epoch, in which nothing has been compared yet, offers `first(scores)`.
+"""
+
+from .base import Scores, Selector, Velocity, select
+from .budget import ParameterBudget
+from .given import Fixed, Random, Replay
+from .wrappers import Pinned, Rounded, Warmup
+
+__all__ = [
+    "Fixed",
+    "ParameterBudget",
+    "Pinned",
+    "Random",
+    "Replay",
+    "Rounded",
+    "Scores",
+    "Selector",
+    "Velocity",
+    "Warmup",
+    "select",
+]
