@@ -122,7 +122,7 @@ def test_overflow_of_a_sum_of_squares_is_not_frozen_either():
         (dict(momentum=-0.1), r"momentum: expected a number in \[0, 1\), got -0.1"),
         (dict(momentum=1.0), r"momentum: .*got 1.0"),
         (dict(momentum=float("nan")), "momentum: .*got nan"),
-        (dict(definition="reference"), "definition: expected one of 'paper', got 'reference'"),
+        (dict(definition="talk"), "definition: expected one of 'paper', 'reference', got 'talk'"),
         (dict(warmup=-1), "warmup: expected a whole number of epochs >= 0, got -1"),
         (dict(warmup=1.5), "warmup: .*got 1.5"),
     ],
