@@ -28,6 +28,9 @@ enum class Formula : int32_t { kSgd = 0, kSgdMomentum = 1, kAdam = 2, kAmsgrad =
 inline constexpr int kFormulas = 4;
 inline constexpr int kTensors[kFormulas] = {2, 3, 4, 5};
 
+template <Formula kFormula>
+inline constexpr int kTensorsOf = kTensors[static_cast<int>(kFormula)];
+
 constexpr int tensors_of(Formula formula) { return kTensors[static_cast<int>(formula)]; }
 
 // The numbers of a step of one parameter. sign is -1 to maximize; unused ones are 0.

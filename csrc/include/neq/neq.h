@@ -132,8 +132,8 @@ typedef struct neq_row_parameter {
  *   g = (maximize ? -g : g) + weight_decay * p
  *   b = momentum * b + (1 - dampening) * g;  g = nesterov ? g + momentum * b : b   (momentum != 0)
  *   p = p - lr * g
- * with p, g, b = tensor[0] to tensor[2]; without momentum there is no b. Sums
- * are taken in fp32 (fp64 for fp64) and each result is rounded once. All parameters in one call.
+ * with p, g, b = tensor[0] to tensor[2]; without momentum there is no b. Sums are taken in fp32
+ * (fp64 for fp64) and each result is rounded once. All parameters in one call.
  *
  * `scratch` needs what neq_row_sgd_cpu_scratch says for the same arguments (-1: they are wrong).
  */
@@ -150,6 +150,12 @@ NEQ_API int64_t neq_row_sgd_cpu_scratch(const neq_sgd* options, const neq_row_pa
 NEQ_API neq_status neq_row_sgd_cpu(const neq_sgd* options, const neq_row_parameter* parameters,
                                    int64_t count, neq_scratch scratch,
                                    const neq_parallel* parallel);
+/* The same on the current CUDA device, asynchronously on `stream` (a cudaStream_t, NULL for the
+ * default one). Data and indices are the device's, so what an index holds is not checked: a neuron
+ * that is not there is padding, and none may come twice.
+ */
+NEQ_API neq_status neq_row_sgd_cuda(const neq_sgd* options, const neq_row_parameter* parameters,
+                                    int64_t count, void* stream);
 
 /* For every active row, at this parameter's step t:
  *   g = maximize ? -g : g
@@ -176,6 +182,9 @@ NEQ_API int64_t neq_row_adamw_cpu_scratch(const neq_adamw* options,
 NEQ_API neq_status neq_row_adamw_cpu(const neq_adamw* options, const neq_row_parameter* parameters,
                                      int64_t count, neq_scratch scratch,
                                      const neq_parallel* parallel);
+/* As neq_row_sgd_cuda. */
+NEQ_API neq_status neq_row_adamw_cuda(const neq_adamw* options, const neq_row_parameter* parameters,
+                                      int64_t count, void* stream);
 
 #ifdef __cplusplus
 }
