@@ -189,6 +189,20 @@ def test_the_environment_names_another_nvcc_and_its_host_compiler(tmp_path):
 
 
 @needs_cmake
+@pytest.mark.parametrize("wrong", ["sm_90a", "all", "90a-reel", "75,80", "70", "90;;100"])
+def test_architectures_that_nvcc_does_not_know_are_refused(tmp_path, wrong):
+    nvcc = """case $1 in
+        --version) echo 'release 13.0, V0';;
+        --list-gpu-arch) printf 'compute_75\\ncompute_80\\ncompute_90\\ncompute_100\\n';;
+    esac"""
+    tools = _tools(tmp_path, "cmake", "ninja", *COMPILERS, nvcc=nvcc)
+    status, output = _configure(tmp_path, tools, f"-DNEQ_CUDA_ARCHITECTURES={wrong}")
+    assert status
+    assert "NEQ_CUDA_ARCHITECTURES: expected native, or a list such as 80-real;90a-real" in output
+    assert "of what CUDA 13.0 compiles for (75;80;90;100), got" in output
+
+
+@needs_cmake
 def test_a_torch_without_the_stable_abi_is_refused(tmp_path):
     (tmp_path / "version.py").write_text("__version__ = '2.9.1+cpu'\n")
     tools = _tools(tmp_path, "cmake", "ninja", *COMPILERS)
