@@ -18,10 +18,16 @@ INFO = native.build_info() if native.available() else {"cuda": None, "cuda_missi
 EXTENSION = native._module().__file__ if native.available() else ""
 ARCHITECTURES = ["sm_75", "sm_80", "sm_90a", "sm_100", "compute_100"]
 
-# What kernels do to device memory 16 bytes at a time where the tensors are aligned, by their names;
-# a kernel that promises nothing is listed with nothing. Every kernel is listed.
+# What kernels do to device memory 16 bytes at a time, by patterns for their names. The first one
+# counts; every kernel is listed, with nothing if it promises nothing.
 LOAD, STORE = r"LDG\.E[\w.]*\.128\b", r"STG\.E[\w.]*\.128\b"
-PROMISES: dict[str, list[str]] = {}
+BY_16_BYTES = r"<(float, 4|double, 2|__half, 8|__nv_bfloat16, 8)\b"
+PROMISES: dict[str, list[str]] = {
+    rf"pack_(planes|long_runs){BY_16_BYTES}": [LOAD, STORE],
+    r"pack_(planes|long_runs)<": [],  # where addresses or strides do not allow it
+    r"pack_rows<": [],  # gathers single channels
+    r"add_parts\b": [],
+}
 
 
 def binary_tool(name):
@@ -96,14 +102,13 @@ def test_every_architecture_has_every_kernel():
     kernels = defaultdict(set)
     for architecture, kernel in resources():
         kernels[architecture].add(kernel)
-    if not kernels:
-        pytest.skip("there are no kernels yet")
     assert set(kernels) == {c for c in INFO["cuda_architectures"] if c.startswith("sm_")}
     assert len({frozenset(found) for found in kernels.values()}) == 1
 
 
 def test_no_kernel_spills_or_uses_local_memory():
     used = resources()
+    assert used
     assert not {key: use for key, use in used.items() if use["STACK"] or use["LOCAL"]}
     for key, counts in instructions().items():
         assert not [name for name in counts if re.match("LDL|STL", name)], key
@@ -115,8 +120,8 @@ def test_wide_accesses_are_where_they_are_promised():
     mangled = "\n".join(kernel for _, kernel in found)
     names = subprocess.check_output(["c++filt"], input=mangled, text=True).splitlines()
     for (architecture, _), name, counts in zip(found, names, found.values(), strict=True):
-        promises = [wide for kernel, wide in PROMISES.items() if re.search(rf"\b{kernel}\b", name)]
-        assert len(promises) == 1, f"list what {name} promises in PROMISES"
+        promises = [wide for kernel, wide in PROMISES.items() if re.search(rf"\b{kernel}", name)]
+        assert promises, f"list what {name} promises in PROMISES"
         for wide in promises[0]:
             assert any(re.match(wide, instruction) for instruction in counts), (
                 f"{name} on {architecture} has no {wide}: {sorted(counts)}"
