@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from bench import channel_moments, layers, overhead, pack_channels, protect, train
+from bench import channel_moments, layers, overhead, pack_channels, protect, row_optimizers, train
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -20,6 +20,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     layers.main([*device, *(["--quick"] if quick else [])])
     overhead.main([*device, *(["--seconds", "8"] if quick else [])])
     protect.main([*device, *(["--seconds", "5", "--frozen", "0.5"] if quick else [])])
+    row_optimizers.main([*device, *(["--quick", "--seconds", "0.5"] if quick else [])])
     if arguments.device == "cpu":
         train.main(["--quick"] if quick else [])
 

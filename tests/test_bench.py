@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import neq_kernels as neq
-from bench import harness, layers, overhead, plot
+from bench import harness, layers, overhead, plot, row_optimizers
 from bench.cases import CASES, Case, conv, linear
 from bench.harness import Provider, Row, Timing, interleave, noise, noise_verdict
 
@@ -249,3 +249,19 @@ def test_overhead_measures_three_models(tmp_path):
     )
     rows = read(tmp_path / "o.csv")
     assert [row["provider"] for row in rows] == ["plain", "plain again", "converted, all active"]
+
+
+@pytest.mark.parametrize("name", row_optimizers.MOVED)
+def test_optimizers_are_measured_at_every_share(name, monkeypatch):
+    monkeypatch.setitem(row_optimizers.KINDS, "small", lambda: torch.nn.Linear(8, 20))
+    rows = row_optimizers.measure(name, "small", 0, 0.0, "cpu")
+    assert {row.active for row in rows} == set(row_optimizers.SHARES)
+    assert [row.provider for row in rows[:3]] == [
+        "torch, fused",
+        "torch, fused, protect",
+        "neq.optim",
+    ]
+    ours = rows[-1]
+    assert ours.ceiling_ms == pytest.approx(0.1 * ours.dense_ms)
+    moved = row_optimizers.MOVED[name] * 4 * (8 * 20 + 20) * 0.1
+    assert ours.gb_s == pytest.approx(moved / ours.ms / 1e6)

@@ -27,6 +27,8 @@ PROMISES: dict[str, list[str]] = {
     r"pack_(planes|long_runs)<": [],  # where addresses or strides do not allow it
     r"pack_rows<": [],  # gathers single channels
     r"add_parts\b": [],
+    rf"step_rows<\(neq::rows::Formula\)\d, {BY_16_BYTES[1:]}": [LOAD, STORE],
+    r"step_(rows|strided)<": [],
 }
 
 
