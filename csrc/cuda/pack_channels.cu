@@ -1,42 +1,36 @@
 // pack_channels: packed[m, i, k] = dy[m, index[i], k],  bias[i] = sum over m, k of packed[m, i, k],
 // in one pass over dy.
 //
-// A block takes one part of the positions m, and by what lies side by side in memory:
-//   rows      channels (channels_last, [tokens, C]): a thread owns the channels of one 4-byte word
-//   of
-//             the packed row and gathers them from 8 rows at once. Nothing is staged in shared
-//             memory: a warp stores 128 bytes in a row, and its loads fetch each 32-byte sector
-//             that holds an active channel once, and no other.
-//   planes    positions of one channel (NCHW), at most 256 vectors of them: a thread owns one
-//   vector
-//             of the plane and copies it from 4 or 8 planes at once
-//   long runs more of them than that: a thread copies 4 or 8 vectors of a plane at once
+// A block takes one part of the positions. What lies side by side in memory decides how:
+//
+// rows: channels (channels_last, [tokens, C]). A thread owns the channels of one 4-byte word of the
+//   packed row and gathers them from 8 rows at once. Nothing is staged in shared memory: a warp
+//   stores 128 bytes in a row; its loads fetch each 32-byte sector that holds an active channel
+//   once, and no other.
+// planes: positions of one channel (NCHW), at most 256 vectors of them. A thread owns one vector of
+//   the plane and copies it from 4 or 8 planes at once.
+// long runs: more vectors than that. A thread copies 4 or 8 of one plane at once.
+//
 // Vectors are 16 bytes where addresses and strides allow, else 4, else one element; the latter also
 // where neighbours lie apart on either side.
 //
-// In flight per multiprocessor, with 1024 threads or more: 64 KiB in vectors of 16 bytes, 32 KiB in
-// words of 4. An H200 needs about 4.3 TB/s * 0.8 us / 132 = 26 KiB to keep its memory busy.
+// In flight per multiprocessor, with 1024 threads: 64 KiB in vectors of 16 bytes, 32 KiB in words
+// of 4. An H200 needs about 4.3 TB/s * 0.8 us / 132 = 26 KiB to keep its memory busy; runs of
+// single 16-bit elements (odd planes) have 16 KiB.
 //
 // Sums: fp32 over at most 32 values of one thread (fp64 for fp64), fp64 beyond; then over threads
 // and parts in a fixed order. Parts depend on the sizes and on the device alone, so no result
 // changes from run to run. Places of the index outside [0, channels) are padding: zeros.
 #include "cuda/pack_channels.cuh"
 
-#include <algorithm>
-
 namespace neq::cuda {
 namespace {
 
-constexpr int kThreads = 256;
 constexpr int kResident = 4;  // blocks per multiprocessor, at least: 64 registers per thread
-constexpr int kRows = 8;      // that one thread gathers from at once
 constexpr int kAddRows = 32;  // of partial sums, side by side
-constexpr int64_t kMaxParts = 1024;
-constexpr int64_t kMaxInPart = INT32_MAX / 2;  // counted in 32 bits
 
-// Vectors that one thread has in flight: together 64 bytes, or 8 where vectors are short.
 template <class V>
-constexpr int kBatch = sizeof(V) == 16 ? 4 : 8;
+constexpr int kBatch = in_flight(sizeof(V));
 
 __device__ __forceinline__ bool is_active(const Job& job, int64_t channel) {
   return channel >= 0 && channel < job.channels;
@@ -262,136 +256,6 @@ __global__ void __launch_bounds__(32 * kAddRows) add_parts(const __grid_constant
 }
 
 // ---- The launcher.
-
-enum class Walk { kRows, kPlanes, kLongRuns };
-
-struct Plan {
-  Job job;
-  Walk walk;
-  int elements;  // of one vector, or channels of one thread
-  int across;    // threads side by side
-  int down;
-  int64_t pieces;  // blocks side by side: of a row, or channels
-};
-
-int64_t outer_positions(const Outer& outer) {
-  int64_t positions = 1;
-  for (int32_t d = 0; d < outer.count; ++d) positions *= outer.dims[d].size;
-  return positions;
-}
-
-// All that must be a multiple of a word's bytes for words to be written, and read if `reads`.
-uint64_t alignment_bits(const Job& job, bool reads) {
-  auto bits = reinterpret_cast<uintptr_t>(job.target);
-  if (reads) bits |= reinterpret_cast<uintptr_t>(job.source);
-  for (int32_t d = 0; d < job.outer.count; ++d) {
-    bits |= static_cast<uint64_t>(job.outer.dims[d].target);
-    if (reads) bits |= static_cast<uint64_t>(job.outer.dims[d].source);
-  }
-  return bits;
-}
-
-// Pieces of at most a block's threads, as equal as can be, then as many rows as still fit.
-void plan_rows(int64_t element, Plan* plan) {
-  Job& job = plan->job;
-  const uint64_t bits = alignment_bits(job, false) | static_cast<uint64_t>(job.width * element);
-  const bool pairs = element == 2 && job.outer.count <= 1 && common_alignment(bits) >= 4;
-  plan->elements = pairs ? 2 : 1;
-  const int64_t words = job.width / plan->elements;
-  plan->pieces = divide_up(words, kThreads);
-  plan->across = static_cast<int>(divide_up(words, plan->pieces));
-  plan->down = kThreads / plan->across;
-  job.positions = outer_positions(job.outer);
-}
-
-void plan_runs(int64_t element, Plan* plan) {
-  Job& job = plan->job;
-  const uint64_t bits = alignment_bits(job, true) |
-                        static_cast<uint64_t>(job.channel.source | job.channel.target) |
-                        static_cast<uint64_t>(job.run.size * element);
-  const bool dense = job.run.source == element && job.run.target == element &&
-                     (job.outer.count <= 1 || job.run.size * element > 16 * kThreads);
-  const int64_t widest = dense ? common_alignment(bits) : element;
-  const int64_t bytes = widest == 16 ? 16 : widest >= 4 ? std::max<int64_t>(element, 4) : element;
-  const int64_t n = bytes / element;
-  job.run = {job.run.size / n, job.run.source * n, job.run.target * n};
-  job.positions = outer_positions(job.outer);
-  plan->elements = static_cast<int>(n);
-  plan->pieces = job.width;
-  if (job.run.size > kThreads) {
-    const int64_t step = kThreads * (bytes == 16 ? 4 : 8);
-    plan->walk = Walk::kLongRuns;
-    plan->across = kThreads;
-    plan->down = 1;
-    const int64_t steps = divide_up(job.run.size, step);
-    job.steps = Divisor(steps);
-    job.positions *= steps;
-  } else {
-    plan->walk = Walk::kPlanes;
-    plan->across = static_cast<int>(std::max<int64_t>(job.run.size, 1));
-    plan->down = kThreads / plan->across;
-  }
-}
-
-// As many as fill the device twice over, if each then has work for more than one turn.
-int64_t parts_of(const Plan& plan, const Device& device) {
-  const int64_t fill =
-      int64_t{device.multiprocessors} * (device.threads_per_multiprocessor / kThreads);
-  const int64_t turn = plan.walk == Walk::kLongRuns ? 1 : kRows * plan.down;
-  const int64_t most = std::min(2 * fill / plan.pieces, plan.job.positions / turn);
-  return std::clamp<int64_t>(most, 1, kMaxParts);
-}
-
-neq_status plan_of(const neq_tensor* dy, int32_t dim, const neq_tensor* packed, const void* bias,
-                   Plan* plan) {
-  if (const neq_status status = pack::check_tensors(dy, dim, packed)) return status;
-  for (const neq_tensor* tensor : {dy, packed}) {
-    if (reinterpret_cast<uintptr_t>(tensor->data) % element_bytes(tensor->dtype) != 0) {
-      return fail(NEQ_INVALID_ARGUMENT, "%s: expected an address aligned to its elements, got %p",
-                  tensor == dy ? "dy" : "packed", tensor->data);
-    }
-  }
-  Device device;
-  if (const neq_status status = current_device(&device)) return status;
-  const pack::Geometry geometry = pack::understand(*dy, dim, *packed);
-  *plan = {};
-  Job& job = plan->job;
-  job.source = static_cast<const char*>(dy->data);
-  job.target = static_cast<char*>(packed->data);
-  job.bias = const_cast<void*>(bias);
-  job.channels = geometry.channels;
-  job.width = geometry.width;
-  job.channel = geometry.channel;
-  job.run = geometry.run;
-  job.outer.count = geometry.outer_dims;
-  std::copy_n(geometry.outer, geometry.outer_dims, job.outer.dims);
-  if (job.width == 0) return NEQ_OK;
-  // Neighbouring channels with gaps between them, too, are better gathered along the row.
-  const bool gaps = geometry.walk == pack::Walk::kStrided &&
-                    job.channel.target == geometry.element && job.channel.source <= job.run.source;
-  if (geometry.walk == pack::Walk::kRows || gaps) {
-    if (gaps) job.outer.dims[job.outer.count++] = job.run;
-    plan_rows(geometry.element, plan);
-  } else {
-    plan_runs(geometry.element, plan);
-  }
-  for (int32_t d = 0; d < job.outer.count; ++d)
-    job.outer.sizes[d] = Divisor(job.outer.dims[d].size);
-  job.parts = parts_of(*plan, device);
-  job.in_part = job.positions / job.parts;
-  job.larger = job.positions % job.parts;
-  if (job.in_part > kMaxInPart) {
-    return fail(NEQ_UNSUPPORTED, "dy: expected fewer than %lld positions of a channel, got %lld",
-                static_cast<long long>(kMaxInPart * job.parts),
-                static_cast<long long>(job.positions));
-  }
-  return NEQ_OK;
-}
-
-int64_t scratch_bytes(const Plan& plan) {
-  const Job& job = plan.job;
-  return job.bias && job.parts > 1 ? job.parts * job.width * int64_t{sizeof(double)} : 0;
-}
 
 template <class T, int kColumns>
 neq_status launch_rows(const Plan& plan, const Grid& grid, void* stream) {

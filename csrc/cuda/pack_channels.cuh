@@ -8,6 +8,12 @@
 
 namespace neq::cuda {
 
+constexpr int kThreads = 256;
+constexpr int kRows = 8;  // that one thread gathers from at once
+
+// Vectors that one thread has in flight: together 64 bytes, or 8 where vectors are short.
+constexpr int in_flight(int64_t bytes) { return bytes == 16 ? 4 : 8; }
+
 struct Offsets {
   int64_t source;  // bytes
   int64_t target;
@@ -79,6 +85,22 @@ struct Job {
   Divisor steps;  // of one run
   Outer outer;
 };
+
+enum class Walk { kRows, kPlanes, kLongRuns };
+
+struct Plan {
+  Job job;
+  Walk walk;
+  int elements;  // of one vector, or channels of one thread
+  int across;    // threads side by side
+  int down;
+  int64_t pieces;  // blocks side by side: of a row, or channels
+};
+
+// Checks the arguments; index and partial sums are left to the caller.
+neq_status plan_of(const neq_tensor* dy, int32_t dim, const neq_tensor* packed, const void* bias,
+                   Plan* plan);
+int64_t scratch_bytes(const Plan& plan);
 
 // Part `part` starts here, and ends where the next one starts.
 __device__ inline int64_t part_start(const Job& job, int64_t part) {

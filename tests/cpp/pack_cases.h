@@ -27,16 +27,17 @@ inline std::vector<Layout> pack_layouts() {
       {{1000, 3}, 1, {0, 1}, 1},  // fewer channels than lanes
       {{90, 11}, 1, {0, 1}, 1},   // than those of AVX-512
       {{50, 200}, 1, {0, 1}, 1},
-      {{9, 700}, 1, {0, 1}, 1},              // more words in a row than a block has threads
-      {{37, 19}, 1, {0, 1}, 2},              // every other element
-      {{37, 19}, 1, {1, 0}, 1},              // transposed
-      {{60, 24}, 1, {0, 1}, 1, {0, 7}},      // columns of a wider matrix
-      {{3, 17, 5, 7}, 1, {0, 1, 2, 3}, 1},   // NCHW
-      {{70, 6, 4, 4}, 1, {0, 1, 2, 3}, 1},   // planes of whole vectors
-      {{40, 7, 6, 6}, 1, {0, 1, 2, 3}, 1},   // planes of whole words
-      {{3, 33, 5, 7}, 1, {0, 2, 3, 1}, 1},   // channels_last
-      {{2, 5, 90, 90}, 1, {0, 1, 2, 3}, 1},  // planes longer than a run
-      {{2, 4, 67, 61}, 1, {0, 1, 2, 3}, 1},  // the same, of odd length
+      {{9, 700}, 1, {0, 1}, 1},                    // more words in a row than a block has threads
+      {{37, 19}, 1, {0, 1}, 2},                    // every other element
+      {{37, 19}, 1, {1, 0}, 1},                    // transposed
+      {{60, 24}, 1, {0, 1}, 1, {0, 7}},            // columns of a wider matrix
+      {{3, 17, 5, 7}, 1, {0, 1, 2, 3}, 1},         // NCHW
+      {{70, 6, 4, 4}, 1, {0, 1, 2, 3}, 1},         // planes of whole vectors
+      {{40, 7, 6, 6}, 1, {0, 1, 2, 3}, 1},         // planes of whole words
+      {{24, 16, 16}, 1, {0, 1, 2}, 1, {0, 0, 1}},  // only the channels lie askew
+      {{3, 33, 5, 7}, 1, {0, 2, 3, 1}, 1},         // channels_last
+      {{2, 5, 90, 90}, 1, {0, 1, 2, 3}, 1},        // planes longer than a run
+      {{2, 4, 67, 61}, 1, {0, 1, 2, 3}, 1},        // the same, of odd length
       {{3, 8, 9, 10}, 1, {0, 1, 2, 3}, 1, {0, 0, 2, 2}},  // cropped
       {{2, 20, 5, 6}, 1, {0, 2, 3, 1}, 1, {0, 3, 1, 2}},  // cropped channels_last
       {{2, 19, 3, 4, 5}, 1, {0, 2, 3, 4, 1}, 1},
