@@ -21,14 +21,14 @@ ARCHITECTURES = ["sm_75", "sm_80", "sm_90a", "sm_100", "compute_100"]
 # What kernels do to device memory 16 bytes at a time, by patterns for their names. The first one
 # counts; every kernel is listed, with nothing if it promises nothing.
 LOAD, STORE = r"LDG\.E[\w.]*\.128\b", r"STG\.E[\w.]*\.128\b"
-BY_16_BYTES = r"<(float, 4|double, 2|__half, 8|__nv_bfloat16, 8)\b"
+BY_16_BYTES = r"(float, 4|double, 2|__half, 8|__nv_bfloat16, 8)\b"
 PROMISES: dict[str, list[str]] = {
-    rf"pack_(planes|long_runs){BY_16_BYTES}": [LOAD, STORE],
-    r"pack_(planes|long_runs)<": [],  # where addresses or strides do not allow it
+    rf"(pack_planes|pack_long_runs)<{BY_16_BYTES}": [LOAD, STORE],
+    rf"step_rows<[^<]*{BY_16_BYTES}": [LOAD, STORE],
+    r"(pack_planes|pack_long_runs|step_rows)<": [],  # where addresses or strides do not allow it
     r"pack_rows<": [],  # gathers single channels
+    r"step_strided<": [],
     r"add_parts\b": [],
-    rf"step_rows<\(neq::rows::Formula\)\d, {BY_16_BYTES[1:]}": [LOAD, STORE],
-    r"step_(rows|strided)<": [],
 }
 
 
