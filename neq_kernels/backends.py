@@ -23,6 +23,8 @@ GRADIENTS = ("pack_channels", "linear_wgrad", "linear_backward", "conv_wgrad", "
 BESIDE = ("channel_moments", "row_sgd", "row_adamw")
 OPERATORS = (*GRADIENTS, *BESIDE)
 TRITON_OPERATORS = ("linear_wgrad",)
+# What of native runs on a GPU: packing, and the gradients by way of it.
+NATIVE_ON_CUDA = GRADIENTS
 _NATIVE_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
@@ -147,6 +149,8 @@ def _refusal(
 ) -> str | None:
     if (operator, backend) not in TABLE:
         return f"has no {operator}"
+    if backend == "native" and device == "cuda" and operator not in NATIVE_ON_CUDA:
+        return f"has no {operator} on cuda"
     return why_not(backend, device, dtype, spatial)
 
 
@@ -166,18 +170,25 @@ def why_not(
         return kernels.why_not(device, dtype, spatial)
     if not native.available():
         return native.why_not()
-    if device not in (None, "cpu"):
-        return f"serves the cpu, not {device}"
+    if device not in (None, "cpu", "cuda"):
+        return f"serves the cpu and cuda, not {device}"
+    if device == "cuda" and (reason := _native_cuda_why_not()):
+        return reason
     if dtype is not None and dtype not in _NATIVE_DTYPES:
         return f"serves float32, float64, float16 and bfloat16, not {dtype}"
     return None
+
+
+def _native_cuda_why_not() -> str | None:
+    usable = torch.cuda.is_available()
+    return native.cuda_why_not(torch.cuda.get_device_capability() if usable else None)
 
 
 def report() -> str:
     """One line per backend: available, or the reason why not; and what was requested."""
     serves = {
         "triton": "cpu, interpreted" if kernels.interpreted() else "cuda",
-        "native": "cpu",
+        "native": "cpu" if _native_cuda_why_not() else "cpu and cuda",
         "torch": "any device",
     }
     lines = [f"{name:8s} {why_not(name) or f'available ({serves[name]})'}" for name in ORDER]

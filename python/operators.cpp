@@ -26,3 +26,9 @@ STABLE_TORCH_LIBRARY_IMPL(neq_kernels, CPU, library) {
   library.impl("row_adamw", TORCH_BOX(&neq::python::row_adamw));
   library.impl("row_sgd", TORCH_BOX(&neq::python::row_sgd));
 }
+
+#ifdef NEQ_WITH_CUDA
+STABLE_TORCH_LIBRARY_IMPL(neq_kernels, CUDA, library) {
+  library.impl("pack_channels", TORCH_BOX(&neq::python::pack_channels));
+}
+#endif

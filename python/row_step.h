@@ -58,7 +58,7 @@ inline std::vector<neq_row_parameter> parameters_of(const std::vector<Named>& te
     }
     parameter.count = rows.count[i];
     if (parameter.count < 0) continue;
-    check_index(rows.index[i], parameter.count, op);
+    check_index(rows.index[i], parameter.count, first[0], op);
     parameter.index = static_cast<const int32_t*>(rows.index[i].data_ptr());
     parameter.dim = static_cast<int32_t>(rows.dim[i]);
   }

@@ -81,16 +81,17 @@ inline Tensor uninitialized(const Tensor& like, const std::vector<int64_t>& size
   return Tensor(tensor);
 }
 
-// An operator's list of active channels, of which `width` places are read.
-inline void check_index(const Tensor& index, int64_t width, const char* op) {
-  const bool right = index.scalar_type() == ScalarType::Int && index.dim() == 1 && index.is_cpu();
+// An operator's list of active channels, of which `width` places are read, beside `tensor`.
+inline void check_index(const Tensor& index, int64_t width, const Tensor& tensor, const char* op) {
+  const bool beside = index.device() == tensor.device() || (index.is_cpu() && tensor.is_cpu());
+  const bool right = index.scalar_type() == ScalarType::Int && index.dim() == 1 && beside;
   if (!right || width < 0 || index.size(0) < width || (width > 1 && index.stride(0) != 1)) {
     throw std::runtime_error(
         std::string(op) +
         ": index: expected a contiguous int32 list on dy's device, at least width=" +
         std::to_string(width) + " long (width >= 0), got " +
         torch::headeronly::toString(index.scalar_type()) + " " + shape_of(index) +
-        (index.is_cpu() ? "" : " on another device") + "; pass ActiveSet's own index");
+        (beside ? "" : " on another device") + "; pass ActiveSet's own index");
   }
 }
 

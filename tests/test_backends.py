@@ -87,8 +87,23 @@ def test_a_request_that_cannot_be_served_raises_with_the_reason():
     use("native")
     with pytest.raises(RuntimeError, match=r"native: serves float32.*not torch\.complex64.*use\("):
         resolve("linear_wgrad", "cpu", torch.complex64)
-    with pytest.raises(RuntimeError, match=r"native: serves the cpu, not cuda"):
-        resolve("linear_wgrad", "cuda", torch.float32)
+    with pytest.raises(RuntimeError, match=r"native: serves the cpu and cuda, not mps"):
+        resolve("linear_wgrad", "mps", torch.float32)
+
+
+@needs_native
+def test_native_serves_cuda_where_it_was_built_for_it(monkeypatch):
+    monkeypatch.setattr(native, "cuda_why_not", lambda capability: "built without CUDA")
+    assert why_not("native", "cuda") == "built without CUDA"
+    assert "native   available (cpu)" in backends.report()
+    monkeypatch.setattr(native, "cuda_why_not", lambda capability: None)
+    assert why_not("native", "cuda", torch.bfloat16) is None
+    assert why_not("native", "cuda", torch.int8).startswith("serves float32")
+    assert "native   available (cpu and cuda)" in backends.report()
+    use("native")
+    assert resolve("pack_channels", "cuda", torch.float32)[0] == "native"
+    with pytest.raises(RuntimeError, match=r"native: has no row_sgd on cuda"):
+        resolve("row_sgd", "cuda", torch.float32)
 
 
 def test_triton_says_why_it_is_missing(monkeypatch):
