@@ -7,7 +7,7 @@ request, ``NEQ_BACKEND=torch`` in the environment or :func:`use`, is obeyed or r
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import import_module
 from typing import Any
@@ -20,7 +20,7 @@ from neq_kernels import kernels, native, reference
 ORDER = ("triton", "native", "torch")
 GRADIENTS = ("pack_channels", "linear_wgrad", "linear_backward", "conv_wgrad", "conv_backward")
 # What training needs besides; a backend that was asked for and has none leaves it to the others.
-BESIDE = ("channel_moments", "row_sgd", "row_adamw")
+BESIDE = ("channel_moments", "compact", "row_sgd", "row_adamw")
 OPERATORS = (*GRADIENTS, *BESIDE)
 TRITON_OPERATORS = ("linear_wgrad",)
 # What of native runs on a GPU: packing, and the gradients by way of it.
@@ -57,9 +57,17 @@ def _native_row_adamw(params: list[Tensor], *options: Any) -> None:
     torch.autograd.graph.increment_version(params)
 
 
+def _native_compact(layers: Sequence[Tensor], epsilon: float = 0.0) -> Tensor:
+    lists: Tensor = torch.ops.neq_kernels.compact(
+        [layer.detach().contiguous() for layer in layers], epsilon
+    )
+    return lists
+
+
 _NATIVE: dict[str, Callable[..., Any]] = {
     "pack_channels": _native_pack,
     "channel_moments": _native_moments,
+    "compact": _native_compact,
     "row_sgd": _native_row_sgd,
     "row_adamw": _native_row_adamw,
 }
@@ -118,11 +126,12 @@ class use:  # noqa: N801, reads as a verb
 
 
 def resolve(
-    operator: str, device: str, dtype: torch.dtype, spatial: int = 0
+    operator: str, device: str, dtype: torch.dtype | None = None, spatial: int = 0
 ) -> tuple[str, Callable[..., Any]]:
     """The name and the function of the backend that computes ``operator`` on this kind of tensor.
 
-    ``spatial`` is how many dimensions a convolution slides over.
+    Without a dtype: of any that the operator takes. ``spatial`` is how many dimensions a
+    convolution slides over.
 
     Raises:
         RuntimeError: the requested backend, or every backend, is unable; gives each one's reason.
@@ -137,7 +146,7 @@ def resolve(
             refused = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
             remedy = ", or ask for none: neq_kernels.backends.use(None)" if _requested else ""
             raise RuntimeError(
-                f"{operator}: expected a backend for {dtype} on {device}, but {refused}; "
+                f"{operator}: expected a backend for {dtype or 'it'} on {device}, but {refused}; "
                 f"use a supported dtype and device{remedy}"
             )
         _resolved[key] = (able[0], TABLE[operator, able[0]])
@@ -145,7 +154,7 @@ def resolve(
 
 
 def _refusal(
-    backend: str, operator: str, device: str, dtype: torch.dtype, spatial: int
+    backend: str, operator: str, device: str, dtype: torch.dtype | None, spatial: int
 ) -> str | None:
     if (operator, backend) not in TABLE:
         return f"has no {operator}"
@@ -211,7 +220,7 @@ def _set(backend: str | None) -> None:
     _resolved.clear()
 
 
-_resolved: dict[tuple[str, str, torch.dtype, int], tuple[str, Callable[..., Any]]] = {}
+_resolved: dict[tuple[str, str, torch.dtype | None, int], tuple[str, Callable[..., Any]]] = {}
 _requested: str | None = None
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatch
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from neq_kernels import first_forward, reach, tether
 from neq_kernels.active import ActiveSet
 from neq_kernels.layer import PROPAGATE, Chosen, NEqLayer
 from neq_kernels.modules import CLASSES, sparse_class
+from neq_kernels.sets import sets_of
 
 
 def convert(
@@ -137,6 +138,7 @@ def set_active(model: nn.Module, active: Mapping[str, Chosen]) -> None:
             "neq_kernels.convert(model) first"
         )
     checked: dict[str, ActiveSet] = {}
+    masks: dict[str, Tensor] = {}  # together, for a single copy to the host
     for name, chosen in active.items():
         if name not in layers:
             raise KeyError(
@@ -145,9 +147,13 @@ def set_active(model: nn.Module, active: Mapping[str, Chosen]) -> None:
                 "were skipped"
             )
         try:
-            checked[name] = layers[name]._as_set(chosen)
+            if layers[name].fits(chosen):
+                masks[name] = chosen  # type: ignore[assignment]
+            else:
+                checked[name] = layers[name]._as_set(chosen)
         except (TypeError, ValueError, IndexError) as error:
             raise type(error)(f"layer {name!r}: {error}") from error
+    checked.update(zip(masks, sets_of(list(masks.values())), strict=True))
     for name, chosen_set in checked.items():
         layers[name]._choose(chosen_set)
 

@@ -89,6 +89,16 @@ class NEqLayer(nn.Module):
         """
         self._choose(self._as_set(active))
 
+    def fits(self, active: Chosen) -> bool:
+        """Whether ``active`` is a mask as it should be: a bool tensor ``[size]`` on the CPU or on
+        the layer's device."""
+        return (
+            isinstance(active, Tensor)
+            and active.dtype == torch.bool
+            and active.shape == (self.size,)
+            and active.device in (torch.device("cpu"), self._index.device)
+        )
+
     def neuron_parameters(self) -> list[tuple[str, nn.Parameter, int]]:
         """(name, parameter, dimension that counts neurons) of each parameter made of neurons."""
         named = ((name, getattr(self, name, None)) for name in ("weight", "bias"))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import os
+from collections.abc import Sequence
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -33,6 +34,7 @@ def _load() -> tuple[ModuleType | None, str | None]:
     torch.library.register_fake("neq_kernels::channel_moments", _fake_channel_moments)
     for operator in ("row_sgd", "row_adamw"):
         torch.library.register_fake(f"neq_kernels::{operator}", _fake_in_place)
+    torch.library.register_fake("neq_kernels::compact", _fake_compact)
     if name := os.environ.get("NEQ_CPU_ISA"):
         module.set_cpu_isa(name)
     return module, None
@@ -63,6 +65,11 @@ def _fake_channel_moments(a: Tensor, b: Tensor, dim: int, per_sample: bool) -> T
 
 def _fake_in_place(*arguments: Any) -> None:
     """Returns nothing: what it computes is written into its arguments."""
+
+
+def _fake_compact(layers: Sequence[Tensor], epsilon: float) -> Tensor:
+    length = len(layers) + sum(layer.shape[0] for layer in layers)
+    return layers[0].new_empty(length, dtype=torch.int32)
 
 
 def _why_missing() -> str:

@@ -70,6 +70,28 @@ def _moments(a: Tensor, b: Tensor, kept: set[int]) -> Tensor:
     return torch.stack([p.sum(others) if others else p for p in products])
 
 
+def moving(velocity: Tensor, epsilon: float) -> Tensor:
+    """Who trains on: ``|velocity| >= epsilon``, bool; NaN is frozen (NEq, arXiv 2207.09455)."""
+    return velocity.abs() >= epsilon
+
+
+def compact(layers: Sequence[Tensor], epsilon: float = 0.0) -> Tensor:
+    """The active channels of many layers as one int32 tensor, on their device: how many there are
+    in each, then of one layer after the other the channels in rising order, -1 up to its size.
+
+    ``layers`` are bool masks ``[C]``, or velocities, of which :func:`moving` are active.
+    """
+    counts, lists = [], []
+    for layer in layers:
+        mask = layer if layer.dtype == torch.bool else moving(layer, epsilon)
+        order = (~mask).to(torch.int8).argsort(stable=True)  # the active ones first, in order
+        place = torch.arange(mask.numel(), device=mask.device)
+        count = mask.sum(dtype=torch.int32)
+        lists.append(torch.where(place < count, order, -1).to(torch.int32))
+        counts.append(count.view(1))
+    return torch.cat([*counts, *lists])
+
+
 def linear_wgrad(
     dy: Tensor, x: Tensor, lists: Lists, bias: bool, columns: bool, pack: Pack = pack_channels
 ) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,8 @@
 
 namespace neq::python {
 
+torch::stable::Tensor compact(const std::vector<torch::stable::Tensor>& layers, double epsilon);
+
 torch::stable::Tensor channel_moments(const torch::stable::Tensor& a,
                                       const torch::stable::Tensor& b, int64_t dim, bool per_sample);
 

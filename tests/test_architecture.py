@@ -17,7 +17,7 @@ LEVELS = {
     "active": 0, "reference": 0, "reference_rows": 0, "sources": 0,
     "native": 1, "kernels": 1,
     "backends": 2, "planner": 2,
-    "gradients": 3, "ops": 3,
+    "gradients": 3, "ops": 3, "sets": 3,
     "autograd": 4,
     "layer": 5, "modules": 5,
     "first_forward": 6, "reach": 6, "tether": 6, "convert": 6, "report": 6, "optim": 6,

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from neq_kernels.layer import NEqLayer
+from neq_kernels.sets import to_host
 
 from .probe import Probe
 from .recorder import NOT_FINITE, HeadFinder, LayerRecord, finding_head, recording
@@ -79,23 +80,28 @@ def run_pass(
             seen = probe.run(model, device, digests)
         if first:
             probe.check_repeatable(seen)
+    # A first forward may find a layer unfit and revert it.
+    records = {name: r for name, r in records.items() if isinstance(layers[name], NEqLayer)}
+    results = to_host([record.result() for record in records.values()])
     findings = {
-        name: _finding(record, layers[name].size, last.get(name), first, definition, momentum)
-        for name, record in records.items()
-        if isinstance(layers[name], NEqLayer)  # a first forward may find one unfit and revert it
-    }
+        name: _finding(
+            record, record.finish(result), layers[name].size, last.get(name), first, definition,
+            momentum,
+        )
+        for (name, record), result in zip(records.items(), results, strict=True)
+    }  # fmt: skip
     return Pass(findings, seen, finder.name)
 
 
 def _finding(
     record: LayerRecord,
+    similarity: Tensor | None,
     size: int,
     last: LayerState | None,
     first: bool,
     definition: Definition,
     momentum: float,
 ) -> Finding:
-    similarity = record.finish()
     if similarity is not None and last is not None:
         track = definition.step(last.track, similarity, momentum)
         return Finding(LayerState(track, record.outputs), track, problem=None)

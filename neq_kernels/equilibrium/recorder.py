@@ -50,30 +50,37 @@ class LayerRecord:
         else:
             self._similarity.update(previous.to(current.device), current, self._axis(current))
 
-    def finish(self) -> Tensor | None:
-        """The similarity to the last pass, fp64 `[C]` on the CPU.
+    def result(self) -> Tensor:
+        """What `finish` has to know on the host: one number that is finite if all outputs are, then
+        the similarity to the last pass if there was one; fp64 `[0]`, `[1]` or `[1 + C]`, where the
+        outputs are.
 
-        None if there was no last pass to compare with, or a `problem`.
+        Left to the caller to fetch, of all layers together: every copy to the host waits for the
+        device.
         """
         if not any(output.numel() for output in self.outputs):
             self.problem = NOT_RUN if not self.outputs else "had empty outputs"
             self.outputs = []
-        elif not torch.stack(self._sums).isfinite().all():
-            self._not_finite()
-        elif self._previous is not None and not self.problem:
-            calls = len(self._previous), len(self.outputs)
-            if calls[0] != calls[1]:
-                self.problem = f"calls vary between passes: {calls[0]}, then {calls[1]}"
-                return None
-            similarity = self._similarity.value().cpu()
-            if similarity.isfinite().all():
-                return similarity
-            self._not_finite()
-        return None
+            return torch.empty(0, dtype=torch.float64, device="cpu")
+        largest = torch.stack(self._sums).abs().amax().view(1)  # NaN, if there is one
+        if self._previous is None or self.problem:
+            return largest
+        calls = len(self._previous), len(self.outputs)
+        if calls[0] != calls[1]:
+            self.problem = f"calls vary between passes: {calls[0]}, then {calls[1]}"
+            return largest
+        return torch.cat([largest, self._similarity.value()])
 
-    def _not_finite(self) -> None:
-        self.problem = NOT_FINITE
-        self.outputs = []
+    def finish(self, result: Tensor) -> Tensor | None:
+        """The similarity to the last pass, fp64 `[C]` on the CPU; None if there was no last pass to
+        compare with, or a `problem`.
+
+        `result` is what `result()` gave, on the CPU.
+        """
+        if not result.isfinite().all():
+            self.problem, self.outputs = NOT_FINITE, []
+            return None
+        return result[1:].clone() if result.numel() > 1 else None
 
     def _axis(self, output: Tensor) -> int:
         unbatched = isinstance(self._layer, nn.modules.conv._ConvNd) and (

@@ -12,6 +12,7 @@ from torch import nn
 from neq_kernels.active import ActiveSet
 from neq_kernels.layer import NEqLayer
 from neq_kernels.planner import plan
+from neq_kernels.sets import sets_of
 
 from . import checkpoint
 from .exclusion import Exclusion
@@ -217,7 +218,7 @@ class Equilibrium:
                 if found.track
             }
             masks = select(self.selector, scores)
-            sets.update({name: ActiveSet.from_mask(mask) for name, mask in masks.items()})
+            sets.update(zip(masks, sets_of(list(masks.values())), strict=True))
         return sets
 
     def _first(self, findings: Mapping[str, Finding]) -> dict[str, ActiveSet]:
@@ -233,7 +234,7 @@ class Equilibrium:
         }
         chosen = first(scores)
         masks = {} if chosen is None else select(lambda scores: chosen, scores)
-        return {name: ActiveSet.from_mask(mask) for name, mask in masks.items()}
+        return dict(zip(masks, sets_of(list(masks.values())), strict=True))
 
     def _scores(self, layer: NEqLayer, track: Track) -> Scores:
         return Scores(

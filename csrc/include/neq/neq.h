@@ -98,6 +98,29 @@ NEQ_API neq_status neq_pack_channels_cuda(const neq_tensor* dy, int32_t dim, con
                                           const neq_tensor* packed, void* bias, neq_scratch scratch,
                                           void* stream);
 
+/* Who trains until the next update, of one layer: a byte per channel, not 0 where it is active, or
+ * its velocity.
+ */
+typedef enum neq_choice_kind {
+  NEQ_MASK = 0,
+  NEQ_VELOCITY_F32 = 1,
+  NEQ_VELOCITY_F64 = 2
+} neq_choice_kind;
+typedef struct neq_choice {
+  const void* data;
+  int64_t size;
+} neq_choice;
+
+/* Of `count` layers at once, all of one `kind` (a neq_choice_kind): the active channels, which are
+ * those that a mask names, or those with |velocity| >= epsilon (NaN is frozen).
+ *
+ * `lists` holds count + sum(size) numbers: how many are active in each layer, then of one layer
+ * after the other the active channels in rising order, followed by -1 up to its size. `layers`
+ * itself is host memory on every device.
+ */
+NEQ_API neq_status neq_compact_cpu(const neq_choice* layers, int64_t count, int32_t kind,
+                                   double epsilon, int32_t* lists);
+
 /* Per channel c along dimension `dim` of two tensors of equal sizes: the sums of a*b, a*a and b*b
  * over all other dimensions, or, if per_sample, over all but dim and dimension 0.
  *

@@ -10,6 +10,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from neq_kernels.reference import moving
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -61,7 +63,7 @@ class Velocity:
     def _moving(self, layer: Scores) -> Tensor:
         # The least number above epsilon: what is below it is at most epsilon.
         bound = math.nextafter(self.epsilon, math.inf) if layer.inclusive else self.epsilon
-        return layer.velocity.abs() >= bound
+        return moving(layer.velocity, bound)
 
     def state_dict(self) -> dict[str, Any]:
         return {"epsilon": self.epsilon}
