@@ -8,12 +8,13 @@ OTHER_TORCH ?= torch==2.14.1
 EXTRAS ?= demo,test,dev
 DEMO ?=
 BENCH ?= --quick
+FUZZ ?= 1000000
 
 bin := $(VENV)/bin
 installed := $(VENV)/.installed
 other := build/other-torch
 
-.PHONY: help install demo seeds test test-wheel lint format bench clean
+.PHONY: help install demo seeds test test-wheel lint format bench fuzz clean
 .DEFAULT_GOAL := help
 
 help:
@@ -23,6 +24,7 @@ help:
 	@echo "make test-wheel   the wheel, under another torch and a CUDA build (6 GB in build/)"
 	@echo "make lint    ruff, mypy, clang-format"
 	@echo "make bench   microbenchmarks on this machine                  (BENCH= for the full suite)"
+	@echo "make fuzz    the C ABI on FUZZ random inputs, under the sanitizers    (FUZZ=1000000)"
 	@echo "make clean   remove $(VENV) and build/"
 
 install: $(installed)
@@ -69,6 +71,12 @@ format: $(installed)
 
 bench: $(installed)
 	$(bin)/python -m bench $(BENCH)
+
+fuzz: $(installed)
+	$(bin)/cmake -S tests/cpp -B build/cpp -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(bin)/ninja)
+	$(bin)/cmake --build build/cpp
+	for fuzzer in $(patsubst tests/cpp/fuzz/%.cpp,%,$(wildcard tests/cpp/fuzz/*.cpp)); do \
+	    build/cpp/fuzz_$$fuzzer $(FUZZ) || exit 1; done
 
 clean:
 	rm -rf $(VENV) build *.egg-info neq_kernels/*.so

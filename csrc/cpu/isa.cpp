@@ -1,10 +1,22 @@
 // Which instruction set the CPU kernels use: asked of the processor once, or forced by a test.
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 #include <atomic>
 
 #include "neq/neq.h"
 #include "status.h"
 
 namespace {
+
+#if defined(__x86_64__)
+// Clang's __builtin_cpu_supports does not know it before version 19.
+bool has_f16c() noexcept {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+}
+#endif
 
 neq_isa best_isa() noexcept {
   if (neq_cpu_isa_supported(NEQ_ISA_AVX512)) return NEQ_ISA_AVX512;
@@ -36,8 +48,7 @@ int32_t neq_cpu_isa_supported(neq_isa isa) {
 #if defined(__x86_64__)
   // What isa.h asks the compiler for, each on its own: virtual machines hide single ones. The
   // builtin also asks whether the operating system keeps the registers.
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                    __builtin_cpu_supports("f16c");
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
   if (isa == NEQ_ISA_AVX2) return avx2;
 #if defined(NEQ_EMULATE_AVX512)
   if (isa == NEQ_ISA_AVX512) return avx2;

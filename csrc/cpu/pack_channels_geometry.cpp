@@ -26,6 +26,11 @@ neq_status check_pair(const neq_tensor& dy, int32_t dim, const neq_tensor& packe
                 "packed: expected dy's dtype %d and %d dimensions, got dtype %d and %d dimensions",
                 dy.dtype, dy.ndim, packed.dtype, packed.ndim);
   }
+  if (packed.size[dim] >
+      INT32_MAX) {  // possible where another size is 0, and scratch would not fit
+    return fail(NEQ_UNSUPPORTED, "packed: expected at most %d channels, got %lld", INT32_MAX,
+                static_cast<long long>(packed.size[dim]));
+  }
   for (int32_t d = 0; d < dy.ndim; ++d) {
     if (d != dim && packed.size[d] != dy.size[d]) {
       return fail(NEQ_INVALID_ARGUMENT, "packed: expected dy's size %lld in dimension %d, got %lld",

@@ -94,6 +94,12 @@ void check_refusals() {
   CHECK_REFUSED(call(&dy, 1, index, &other, scratch), "packed: expected dy's dtype");
   const neq_tensor short_of = changed(packed, [](neq_tensor& t) { t.size[0] = 2; });
   CHECK_REFUSED(call(&dy, 1, index, &short_of, scratch), "packed: expected dy's size 3");
+  const neq_tensor none = changed(dy, [](neq_tensor& t) { t.size[0] = 0; });
+  const neq_tensor wide = changed(packed, [](neq_tensor& t) {
+    t.size[0] = 0;
+    t.size[1] = INT64_MAX / 8;
+  });
+  CHECK_REFUSED(call(&none, 1, index, &wide, scratch), "packed: expected at most");
   const neq_tensor expanded = changed(packed, [](neq_tensor& t) { t.stride[0] = 0; });
   CHECK_REFUSED(call(&dy, 1, index, &expanded, scratch), "memory of its own");
   CHECK(neq_pack_channels_cpu_scratch(&dy, 5, &packed, nullptr) == -1);
