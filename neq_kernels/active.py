@@ -128,28 +128,39 @@ def bucket(count: int) -> int:
 
 @dataclass(frozen=True, eq=False)
 class Lists:
-    """What the operators derive from a layer's padded ``index`` and its ``count``.
+    """What the operators derive from a layer's padded ``index`` and its ``count``, each when it is
+    first asked for: some kernels need no more than the index.
 
     Attributes:
         padded: int32 ``[size]``, the active channels, -1 beyond.
-        index: int32 ``[count]``, the active channels.
-        inverse: int32 ``[size]``, each channel's place in ``index``; ``count`` for a frozen one.
-        frozen: int64 ``[size - count]``, the channels that are not active.
+        count: how many there are.
     """
 
     padded: Tensor
-    index: Tensor
-    inverse: Tensor
-    frozen: Tensor
+    count: int
     _regrouped: dict[int, Regrouped] = field(default_factory=dict)
 
     @property
-    def count(self) -> int:
-        return self.index.numel()
+    def size(self) -> int:
+        return self.padded.numel()
 
     @property
-    def size(self) -> int:
-        return self.inverse.numel()
+    def index(self) -> Tensor:
+        """int32 ``[count]``, the active channels."""
+        return self.padded[: self.count]
+
+    @cached_property
+    def inverse(self) -> Tensor:
+        """int32 ``[size]``, each channel's place in ``index``; ``count`` for a frozen one."""
+        place = torch.arange(self.count, dtype=torch.int32, device=self.padded.device)
+        frozen = torch.full_like(self.padded, self.count)
+        return frozen.index_copy_(0, self.index.long(), place)
+
+    @cached_property
+    def frozen(self) -> Tensor:
+        """int64 ``[size - count]``, the channels that are not active."""
+        last = (self.inverse == self.count).long().argsort(descending=True, stable=True)
+        return last[: self.size - self.count]
 
     def regrouped(self, groups: int) -> Regrouped:
         """The same channels laid out for a grouped convolution; reads ``index`` on the host."""
@@ -202,21 +213,11 @@ def lists(index: Tensor, count: Tensor) -> Lists:
     captured graph follows the set.
     """
     if index.device.type != "cpu":
-        return _derive(index, int(count))
+        return Lists(index, int(count))
     known: tuple[int, Lists] | None = _cache.get(index)
     if known is not None and known[0] == index._version:
         return known[1]
-    derived = _derive(index, int(count))
+    # A copy: what is derived later must still be of this version.
+    derived = Lists(index.clone(), int(count))
     _cache[index] = (index._version, derived)
     return derived
-
-
-def _derive(index: Tensor, count: int) -> Lists:
-    size, device = index.numel(), index.device
-    padded = index.clone()
-    active = padded[:count]
-    place = torch.arange(size, dtype=torch.int32, device=device)
-    inverse = torch.full((size,), count, dtype=torch.int32, device=device)
-    inverse.index_copy_(0, active.long(), place[:count])
-    frozen = (inverse == count).long().argsort(descending=True, stable=True)[: size - count]
-    return Lists(padded, active, inverse, frozen)

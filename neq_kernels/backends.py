@@ -22,7 +22,7 @@ GRADIENTS = ("pack_channels", "linear_wgrad", "linear_backward", "conv_wgrad", "
 # What training needs besides; a backend that was asked for and has none leaves it to the others.
 BESIDE = ("channel_moments", "compact", "row_sgd", "row_adamw")
 OPERATORS = (*GRADIENTS, *BESIDE)
-TRITON_OPERATORS = ("linear_wgrad",)
+TRITON_OPERATORS = ("linear_wgrad", "linear_backward")
 # What of native runs on a GPU: packing, and the gradients by way of it.
 NATIVE_ON_CUDA = GRADIENTS
 _NATIVE_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)

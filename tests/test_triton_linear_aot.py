@@ -1,4 +1,4 @@
-"""linear_wgrad in every configuration, compiled for GPUs that need not be here.
+"""linear_wgrad and linear_dgrad in every configuration, compiled for GPUs that need not be here.
 
 What the compiler makes of a kernel decides its speed: registers spilled to memory, operands loaded
 two bytes at a time and tensor cores left idle show in the machine code, without a GPU.
@@ -15,13 +15,14 @@ from triton_aot import DEVICES, TARGETS, compile_all, record
 from neq_kernels import kernels
 from neq_kernels.active import lists
 from neq_kernels.kernels.configuration import TILES, Configuration
+from neq_kernels.kernels.linear_dgrad import linear_dgrad
 from neq_kernels.kernels.linear_wgrad import linear_wgrad
 
 pytestmark = pytest.mark.skipif(kernels.interpreted(), reason="interpreted kernels do not compile")
 
 TOKENS, INPUTS, SIZE, ACTIVE = 4096, 1024, 1024, 104
 DTYPES = {"half": torch.bfloat16, "tf32": torch.float32, "ieee": torch.float32}
-FORMS = {
+WGRAD = {
     # dY packed; then the same with the sum split.
     "packed": {"form": "packed"},
     "split": {"form": "packed", "split": 4},
@@ -33,41 +34,55 @@ FORMS = {
     # Tokens more than 2^31 elements apart.
     "far": {"form": "packed", "apart": 1 << 26},
 }
+# Fewer for dX: the columns of transformers' Conv1D are packed like dY, and nothing is split.
+DGRAD = {name: WGRAD[name] for name in ("packed", "gathered", "contiguous", "odd")} | {
+    "columns": {"form": "packed", "columns": True}
+}
+FORMS = {"linear_wgrad": WGRAD, "linear_dgrad": DGRAD}
 SCALAR = ("gathered", "odd")
 CASES = [
-    (target, arithmetic, tile, form)
+    (operator, target, arithmetic, tile, form)
+    for operator, forms in FORMS.items()
     for target in TARGETS
     for arithmetic, tiles in TILES.items()
     for tile in tiles
-    for form in FORMS
+    for form in forms
     if tile.least <= DEVICES[target].capability
     and (tile.gathers or form != "gathered")
     and (tile.scatters or form != "odd")
     and (form != "far" or target == "sm_90")
+    # Float32 kernels differ in their arithmetic: two ways to load show whether it fits.
+    and (arithmetic == "half" or form in ("packed", "split", "gathered") or target == "sm_90")
+    and not (arithmetic != "half" and form == "packed" and operator == "linear_wgrad")
 ]
 
 
 def launches(case):
-    target, arithmetic, tile, form = case
-    dtype = DTYPES[arithmetic]
+    operator, target, arithmetic, tile, form = case
     torch.backends.cuda.matmul.fp32_precision = "tf32" if arithmetic == "tf32" else "ieee"
-    options = dict(FORMS[form])
+    options = dict(FORMS[operator][form])
     split, inputs = options.pop("split", 1), options.pop("inputs", INPUTS)
-    dy = torch.empty(TOKENS, SIZE, dtype=dtype, device="meta")
+    options["configuration"] = Configuration(tile, split if operator == "linear_wgrad" else 1)
+
+    def empty(*shape):
+        return torch.empty(shape, dtype=DTYPES[arithmetic], device="meta")
+
+    dy, x = empty(TOKENS, SIZE), empty(TOKENS, inputs)
     if options.pop("transposed", False):
-        dy = torch.empty(SIZE, TOKENS, dtype=dtype, device="meta").t()
-    x = torch.empty(TOKENS, inputs, dtype=dtype, device="meta")
+        dy = empty(SIZE, TOKENS).t()
     if apart := options.pop("apart", None):
-        x = torch.empty(1, dtype=dtype, device="meta").as_strided((TOKENS, INPUTS), (apart, 1))
+        x = empty(1).as_strided((TOKENS, INPUTS), (apart, 1))
+    columns = options.pop("columns", False)
+    weight = empty(inputs, SIZE) if columns else empty(SIZE, inputs)
     padded = torch.full((SIZE,), -1, dtype=torch.int32)
     padded[:ACTIVE] = torch.arange(ACTIVE)
     channels = lists(padded, torch.tensor(ACTIVE))
     channels = dataclasses.replace(channels, padded=channels.padded.to("meta"))
     device = DEVICES[target]
-    recorded = record(
-        device, linear_wgrad, dy, x, channels, True, False,
-        configuration=Configuration(tile, split), **options,
-    )  # fmt: skip
+    if operator == "linear_wgrad":
+        recorded = record(device, linear_wgrad, dy, x, channels, True, columns, **options)
+    else:
+        recorded = record(device, linear_dgrad, dy, weight, channels, columns, **options)
     return [(launch, device) for launch in recorded]
 
 
@@ -77,15 +92,15 @@ def built():
 
 
 def name(case):
-    target, arithmetic, tile, form = case
-    return f"{target}-{arithmetic}-{tile.rows}x{tile.columns}x{tile.depth}-{form}"
+    operator, target, arithmetic, tile, form = case
+    return f"{operator}-{target}-{arithmetic}-{tile.rows}x{tile.columns}x{tile.depth}-{form}"
 
 
 @pytest.mark.parametrize("case", CASES, ids=name)
 def test_every_configuration(case, built):
-    target, arithmetic, tile, form = case
+    operator, target, arithmetic, tile, form = case
     kernel, *others = built[case]
-    assert kernel.name == "linear_wgrad_kernel"
+    assert kernel.name == f"{operator}_kernel"
     assert [other.name for other in others] == ["spread_kernel"] * (len(built[case]) - 1)
     assert all(other.spilled == 0 for other in others)
     assert kernel.spilled == 0, f"{kernel.usage['REG']} registers are not enough"
@@ -98,5 +113,7 @@ def test_every_configuration(case, built):
         # Both operands come 16 bytes at a time, for every step in flight before the loop.
         chunk = 16 // DTYPES[arithmetic].itemsize
         chunks = tile.depth * (tile.rows + tile.columns) // chunk // (32 * tile.warps)
-        assert kernel.wide_loads() >= max(chunks, 1) * (tile.stages - 1)
-        assert kernel.narrow_copies() == 0
+        # What waits for a list of channels first is one step behind, and so is the list: 4 bytes.
+        indirect = operator == "linear_dgrad" and form != "columns"
+        assert kernel.wide_loads() >= max(chunks, 1) * (tile.stages - 1 - indirect)
+        assert kernel.narrow_copies() <= (2 * (tile.stages + 1) if indirect else 0)

@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from neq_kernels.active import Lists, bucket
 from neq_kernels.kernels import DTYPES, interpreted
 
 # tl.dot's input_precision for each arithmetic; it has no say in 16-bit products.
@@ -32,23 +33,37 @@ def arithmetic(dtype: torch.dtype) -> str:
     return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
 
 
-def check(dy: Tensor, x: Tensor, index: Tensor) -> None:
+def check(dy: Tensor, index: Tensor, **operand: Tensor) -> None:
     """Refuse what a kernel would misread: it sees addresses, not tensors.
 
+    Args:
+        dy: the gradient of the layer's output.
+        index: the active channels.
+        operand: what dy is multiplied with, under the name it has for the caller.
+
     Raises:
-        TypeError: the dtypes of dy and x differ, or are none that the kernels serve.
-        ValueError: dy, x and index are not on one device, or dy and x differ in their tokens.
+        TypeError: the operands differ in dtype, or it is one that the kernels do not serve.
+        ValueError: dy, the operand and the index are not on one device.
     """
-    if dy.dtype not in DTYPES or x.dtype != dy.dtype:
+    ((name, other),) = operand.items()
+    if dy.dtype not in DTYPES or other.dtype != dy.dtype:
         raise TypeError(
-            f"dy, x: expected both float32, float16 or bfloat16, got {dy.dtype} and {x.dtype}; "
-            "cast one of them, or use another backend"
+            f"dy, {name}: expected both float32, float16 or bfloat16, got {dy.dtype} and "
+            f"{other.dtype}; cast one of them, or use another backend"
         )
-    if not dy.device == x.device == index.device:
+    if not dy.device == other.device == index.device:
         raise ValueError(
-            f"dy, x, index: expected one device, got {dy.device}, {x.device} and {index.device}; "
-            "move the layer and its input together"
+            f"dy, {name}, index: expected one device, got {dy.device}, {other.device} and "
+            f"{index.device}; move the layer and its input together"
         )
+
+
+def check_tokens(dy: Tensor, x: Tensor) -> None:
+    """Refuse ``dy`` ``[tokens, O]`` and ``x`` ``[tokens, I]`` of different forwards.
+
+    Raises:
+        ValueError: they differ in tokens.
+    """
     if dy.shape[0] != x.shape[0]:
         raise ValueError(
             f"x: expected {dy.shape[0]} rows like dy, got {x.shape[0]}; pass the input of the "
@@ -65,6 +80,24 @@ def vectors(matrix: Tensor, axis: int) -> bool:
         and matrix.shape[axis] % 16 == 0
         and matrix.data_ptr() % 16 == 0
     )
+
+
+def width_of(lists: Lists) -> int:
+    """Length of the index that kernels see: the count's bucket, so that a changed set rarely means
+    another grid and never another compilation."""
+    return min(bucket(lists.count), lists.size)
+
+
+def packing_bytes(dy: Tensor, lists: Lists) -> int:
+    """What packing the active channels of ``dy`` ``[tokens, O]`` reads and writes."""
+    return dy.shape[0] * (lists.size + width_of(lists)) * dy.element_size()
+
+
+def far(operand: Tensor, extent: tuple[int, int] | None = None) -> bool:
+    """Whether elements of one tile of a matrix may lie 2^31 elements or more apart; a tile reaches
+    over ``extent`` rows and columns, all of them unless given."""
+    rows, columns = extent or operand.shape
+    return abs(operand.stride(0)) * rows + abs(operand.stride(1)) * columns >= 1 << 31
 
 
 def on_device_of(tensor: Tensor) -> Any:

@@ -8,6 +8,7 @@ training: :func:`choose` is arithmetic, remembered per product.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -51,10 +52,10 @@ HOPPER = (9, 0)
 TILES: dict[str, tuple[Tile, ...]] = {
     "half": (
         # Few rows: the other operand streams by once, so what counts is bytes in flight.
-        Tile(16, 128, 128, 4, 3, scatters=False),
-        Tile(32, 128, 64, 4, 4),
+        Tile(16, 128, 128, 4, 3, scatters=False, registers=224),
+        Tile(32, 128, 64, 4, 4, registers=255),
         # From 64 rows on a warp group's own instruction (wgmma) is filled.
-        Tile(64, 128, 64, 4, 4, scatters=False),
+        Tile(64, 128, 64, 4, 4, scatters=False, registers=255),
         # Half the operand bytes per multiplication: the plain choice for large products.
         Tile(128, 128, 64, 8, 3, scatters=False),
         # Three quarters of that; 128 accumulators a thread, too many before Hopper.
@@ -82,6 +83,8 @@ STEP, PROGRAM, KERNEL = 60.0, 1500.0, 3000.0
 _BARRIERS = 4608
 # Tensor cores wait on barriers and on the operands of the next step.
 REACHED = 0.75
+# index_select and masked_fill; the native kernel is one.
+PACK_KERNELS = 2
 # Loading single elements keeps the load units busy as loading sixteen bytes does.
 GATHER_BYTES = 16
 
@@ -178,6 +181,19 @@ def cost(product: Product, configuration: Configuration, device: Device) -> floa
         partial = split * outputs * 4
         total += KERNEL + 2 * partial / device.bandwidth
     return total
+
+
+def cheaper_form(
+    gathered: Sequence[Product], packed: Sequence[Product], moved: int, device: Device
+) -> str:
+    """Whether products that need the same channels of dY had better gather them themselves, or
+    have them packed first, which moves that many bytes: ``"gathered"`` or ``"packed"``."""
+
+    def together(products: Sequence[Product]) -> float:
+        return sum(cost(product, choose(product, device), device) for product in products)
+
+    packing = PACK_KERNELS * KERNEL + moved / device.bandwidth
+    return "gathered" if together(gathered) <= together(packed) + packing else "packed"
 
 
 def _step(product: Product, tile: Tile, device: Device) -> float:

@@ -15,32 +15,33 @@ each writes partial sums, and ``spread_kernel`` adds them in a fixed order.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from neq_kernels.active import Lists, bucket
+from neq_kernels.active import Lists
 from neq_kernels.kernels.common import (
     PRECISION,
     arithmetic,
     check,
+    check_tokens,
     dot,
+    far,
     find,
     offsets,
     on_device_of,
+    packing_bytes,
     spread,
     vectors,
+    width_of,
 )
-from neq_kernels.kernels.configuration import KERNEL, Configuration, Product, Tile, choose, cost
-from neq_kernels.kernels.device import Device, device_of
+from neq_kernels.kernels.configuration import Configuration, Product, cheaper_form, choose
+from neq_kernels.kernels.device import device_of
 from neq_kernels.reference import Pack, as_rows, pack_channels
 
 _ZERO_ROWS, _ZERO_COLUMNS = 32, 256
-# index_select, masked_fill and what allocating between them costs; the native kernel is one.
-PACK_KERNELS = 2
+FORMS = ("gathered", "packed")
 
 
 @triton.jit
@@ -177,36 +178,35 @@ def linear_wgrad(
         ValueError: dy, x or the lists are not on one device, or their shapes do not match.
     """
     dy, x = as_rows(dy), as_rows(x)
-    check(dy, x, lists.padded)
-    width = min(bucket(lists.count), lists.size)
-    device = device_of(dy)
-    product = Product(
-        arithmetic(dy.dtype), dy.element_size(), rows=width, columns=x.shape[1], depth=x.shape[0],
-        gathered=width % 8 != 0, scattered=not vectors(x, 1),
-    )  # fmt: skip
-    gathered = replace(product, gathered=not vectors(dy, 0))
+    check(dy, lists.padded, x=x)
+    check_tokens(dy, x)
     if form is None:
-        form = _form(product, gathered, lists.size, device)
+        gathered, packed = (product(dy, x, lists, name) for name in FORMS)
+        form = cheaper_form([gathered], [packed], packing_bytes(dy, lists), device_of(dy))
     if form == "packed":
+        width = width_of(lists)
         dy, _ = pack(dy, lists.padded[:width], width, 1, False)
-    configuration = configuration or choose(gathered if form == "gathered" else product, device)
-    return _launch(dy, x, lists, bias, columns, form, dtype or dy.dtype, configuration)
+    return launch(dy, x, lists, bias, columns, form, dtype or dy.dtype, configuration)
 
 
-def _form(product: Product, gathered: Product, size: int, device: Device) -> str:
-    """Packing reads dY and writes its channels, in kernels of their own; then blocks load fast."""
-    elements = product.depth * (size + product.rows) * product.itemsize
-    packing = PACK_KERNELS * KERNEL + elements / device.bandwidth
-    packed = cost(product, choose(product, device), device) + packing
-    return "gathered" if cost(gathered, choose(gathered, device), device) <= packed else "packed"
+def product(dy: Tensor, x: Tensor, lists: Lists, form: str) -> Product:
+    """What the cost function must know; ``dy`` ``[tokens, O]``, or packed, x ``[tokens, I]``."""
+    width = width_of(lists)
+    return Product(
+        arithmetic(dy.dtype), dy.element_size(), rows=width, columns=x.shape[1], depth=x.shape[0],
+        gathered=not vectors(dy, 0) if form == "gathered" else width % 8 != 0,
+        scattered=not vectors(x, 1),
+    )  # fmt: skip
 
 
-def _launch(
+def launch(
     dy: Tensor, x: Tensor, lists: Lists, bias: bool, columns: bool, form: str,
-    dtype: torch.dtype, configuration: Configuration,
+    dtype: torch.dtype, configuration: Configuration | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    (tokens, fan_in), size = x.shape, lists.size
-    tile, width = configuration.tile, min(bucket(lists.count), lists.size)
+    """dW and db from ``dy`` in the ``form`` it is in: ``[tokens, O]``, or packed, contiguous."""
+    (tokens, fan_in), size, width = x.shape, lists.size, width_of(lists)
+    configuration = configuration or choose(product(dy, x, lists, form), device_of(dy))
+    tile = configuration.tile
     dw = dy.new_empty((fan_in, size) if columns else (size, fan_in), dtype=dtype)
     rows = dw.t() if columns else dw
     db = dy.new_empty(size if bias else 0, dtype=dtype)
@@ -215,12 +215,12 @@ def _launch(
     # Columns of dW are rows of the product: stored one by one through the index they would touch
     # all of dW twice, so they too go through the second kernel, which writes whole blocks.
     partial = split > 1 or columns
-    aligned = 8 if width % 8 == 0 else 1
     sums = dy.new_empty((split, width if partial else 0, fan_in), dtype=torch.float32)
     bias_sums = dy.new_empty((split, width if partial and bias else 0), dtype=torch.float32)
     # One column of tiles at least: without inputs there still is a bias.
     tiles = triton.cdiv(width, tile.rows) * max(triton.cdiv(fan_in, tile.columns), 1)
     zeros = 0 if partial or lists.count == size else triton.cdiv(size, _ZERO_ROWS)
+    aligned = 8 if width % 8 == 0 else 1
     with on_device_of(dy):
         if tiles + zeros:
             linear_wgrad_kernel[tiles + zeros, split](
@@ -232,9 +232,8 @@ def _launch(
                 x_token=x.stride(0), x_column=x.stride(1),
                 dw_row=rows.stride(0), dw_column=rows.stride(1),
                 GATHER=form == "gathered", BIAS=bias, PARTIAL=partial,
-                FAR=_far(dy, tile, size) or _far(x, tile, fan_in) or dw.numel() >= 1 << 31,
-                ALIGNED=aligned,
-                PRECISION=PRECISION[arithmetic(dy.dtype)],
+                FAR=far(dy, (tile.depth, size)) or far(x, (tile.depth, fan_in)) or far(dw),
+                ALIGNED=aligned, PRECISION=PRECISION[arithmetic(dy.dtype)],
                 ROWS=tile.rows, COLUMNS=tile.columns, DEPTH=tile.depth,
                 ZERO_ROWS=_ZERO_ROWS, ZERO_COLUMNS=_ZERO_COLUMNS,
                 **tile.options,
@@ -242,8 +241,3 @@ def _launch(
         if partial:
             spread(sums, bias_sums if bias else None, lists.padded, rows, db if bias else None)
     return dw, db
-
-
-def _far(operand: Tensor, tile: Tile, width: int) -> bool:
-    """Whether a tile's tokens, of any of ``width`` channels, lie 2^31 elements apart."""
-    return abs(operand.stride(0)) * tile.depth + abs(operand.stride(1)) * width >= 1 << 31

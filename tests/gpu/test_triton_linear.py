@@ -1,4 +1,4 @@
-"""linear_wgrad in Triton: every set, form, layout, dtype and odd size, against fp64.
+"""The linear layer in Triton: every set, form, layout, dtype and odd size, against fp64.
 
 Runs on a GPU, or interpreted: TRITON_INTERPRET=1 python -m pytest tests/gpu/test_triton_linear.py
 """
@@ -14,6 +14,8 @@ from neq_kernels.active import lists
 
 pytest.importorskip("triton")
 from neq_kernels.kernels.configuration import Configuration, Tile
+from neq_kernels.kernels.linear_backward import linear_backward
+from neq_kernels.kernels.linear_dgrad import linear_dgrad
 from neq_kernels.kernels.linear_wgrad import linear_wgrad
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("poison")]
@@ -61,6 +63,25 @@ def check(dy, x, index, bias=True, columns=False, **options):
             assert (ours.index_select(dim, frozen) == 0).all(), "frozen rows are not zero"
         assert_within(ours.cpu(), truth.cpu(), own.cpu(), length, scale)
     return dw, db
+
+
+def check_dx(dy, weight, index, columns=False, **options):
+    """dX from the active channels alone, and none of what the frozen ones hold."""
+    channels = active(index, dy.shape[1], dy.device)
+    frozen = torch.tensor(frozen_of(index, dy.shape[1]), dtype=torch.long, device=dy.device)
+    poisoned = dy
+    if all(dy.stride()):  # or one element would be several channels
+        poisoned = torch.empty_strided(dy.shape, dy.stride(), dtype=dy.dtype, device=dy.device)
+        poisoned.copy_(dy.index_fill(1, frozen, float("nan")))
+    dx = linear_dgrad(poisoned, weight, channels, columns, **options)
+    kept, rows = dy[:, index], (weight.t() if columns else weight)[index]
+    assert (dx.dtype, dx.shape) == (dy.dtype, (dy.shape[0], rows.shape[1]))
+    assert dx.is_contiguous()
+    scale = rms(dy) * rms(weight)
+    assert_within(
+        dx.cpu(), (kept.double() @ rows.double()).cpu(), (kept @ rows).cpu(), dy.shape[1], scale
+    )
+    return dx
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -171,6 +192,55 @@ def test_bit_identical_from_run_to_run(form, triton_device):
         assert all(torch.equal(a, b) for a, b in zip(once, again, strict=True))
 
 
+@pytest.mark.parametrize("form", [*FORMS, None])
+@pytest.mark.parametrize("columns", [False, True], ids=["rows", "columns"])
+def test_dgrad_of_every_set(form, columns, triton_device):
+    dy = operands(triton_device)[0]
+    weight = randn((29, 37) if columns else (37, 29), torch.float32, 7).to(triton_device)
+    for name in SETS:
+        for configuration in (WHOLE, None):
+            index = chosen(name, 37)
+            check_dx(dy, weight, index, columns, form=form, configuration=configuration)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(0, 5, 9), (1, 5, 9), (2, 0, 9), (17, 19, 40)], ids=str)
+def test_dgrad_of_odd_sizes(dtype, shape, triton_device):
+    tokens, inputs, size = shape
+    dy = operands(triton_device, tokens, inputs, size, dtype)[0]
+    for columns in (False, True):
+        weight = randn((inputs, size) if columns else (size, inputs), dtype, 7).to(triton_device)
+        for form in FORMS:
+            for name in ("one", "all but one", "all", "none"):
+                check_dx(dy, weight, chosen(name, size), columns, form=form)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_dgrad_layouts(form, triton_device):
+    weight = randn((37, 29), torch.float32, 7).to(triton_device)
+    weights = (weight, weight.t().contiguous().t(), weight.repeat_interleave(2, 1)[:, ::2])
+    for _, dy, _ in layouts(triton_device):
+        check_dx(reference.as_rows(dy), weight, [0, 1, 5, 17, 36], form=form, configuration=WHOLE)
+    for other in weights:
+        dy = operands(triton_device)[0]
+        check_dx(dy, other, [0, 1, 5, 17, 36], form=form, configuration=WHOLE)
+
+
+@pytest.mark.parametrize("form", [*FORMS, None])
+@pytest.mark.parametrize("columns", [False, True], ids=["rows", "columns"])
+def test_backward_is_both(form, columns, triton_device):
+    dy, x = operands(triton_device, dtype=torch.bfloat16)
+    weight = randn((29, 37) if columns else (37, 29), torch.bfloat16, 7).to(triton_device)
+    channels = active(chosen("odd", 37), 37, triton_device)
+    shapes = (dy.view(7, 10, 37), x.view(7, 10, 29))
+    dx, dw, db = linear_backward(*shapes, weight, channels, True, columns, form=form)
+    alone = linear_wgrad(dy, x, channels, True, columns, form=form or "packed")
+    assert dx.shape == (7, 10, 29)
+    torch.testing.assert_close(dx, linear_dgrad(shapes[0], weight, channels, columns))
+    torch.testing.assert_close((dw, db), alone)
+    assert linear_backward(*shapes, weight, channels, False, columns, form=form)[2].numel() == 0
+
+
 @pytest.mark.parametrize(
     ("wrong", "error", "message"),
     [
@@ -185,6 +255,16 @@ def test_what_cannot_be_right_is_refused(wrong, error, message, triton_device):
     dy, x = wrong(*operands(triton_device))
     with pytest.raises(error, match=message):
         linear_wgrad(dy, x, active([1], 37, triton_device), True, False)
+
+
+def test_a_weight_of_another_layer_is_refused(triton_device):
+    dy, x = operands(triton_device)
+    channels = active([1], 37, triton_device)
+    for weight in (x.new_zeros(36, 29), x.new_zeros(29, 37)):
+        with pytest.raises(ValueError, match=r"weight: expected 37 neurons like dy, got"):
+            linear_backward(dy, x, weight, channels, True, False)
+    with pytest.raises(TypeError, match=r"dy, weight: expected both .*got torch.float32 and"):
+        linear_dgrad(dy, x.new_zeros(37, 29).half(), channels, False)
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
