@@ -83,8 +83,8 @@ def test_packing_is_for_what_repays_it():
     for product, size, expected in ((small, 64, "gathered"), (large, 4096, "packed")):
         moved = product.depth * (product.rows + size) * 2
         gathered = replace(product, gathered=True)
-        assert c.cheaper_form([gathered], [product], moved, H200) == expected
-    assert c.cheaper_form([large], [large], 1, H200) == "gathered"
+        assert c.cheaper_form((gathered,), (product,), moved, H200) == expected
+    assert c.cheaper_form((large,), (large,), 1, H200) == "gathered"
 
 
 def test_more_of_anything_is_never_cheaper():

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 pytest.importorskip("triton")
-from triton_aot import DEVICES, TARGETS, compile_all, record
+from triton_aot import DEVICES, TARGETS, compile_all, compiled, record
 
 from neq_kernels import kernels
 from neq_kernels.active import lists
@@ -117,3 +117,10 @@ def test_every_configuration(case, built):
         indirect = operator == "linear_dgrad" and form != "columns"
         assert kernel.wide_loads() >= max(chunks, 1) * (tile.stages - 1 - indirect)
         assert kernel.narrow_copies() <= (2 * (tile.stages + 1) if indirect else 0)
+
+
+def test_a_tile_too_large_is_seen():
+    """The reading of the machine code: this tile may not gather because of what it shows."""
+    tile = TILES["half"][-1]
+    ((launch, device), *_) = launches(("linear_wgrad", "sm_80", "half", tile, "gathered"))
+    assert compiled(launch, device).spilled > 0

@@ -8,7 +8,6 @@ training: :func:`choose` is arithmetic, remembered per product.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -183,13 +182,14 @@ def cost(product: Product, configuration: Configuration, device: Device) -> floa
     return total
 
 
+@lru_cache(maxsize=4096)
 def cheaper_form(
-    gathered: Sequence[Product], packed: Sequence[Product], moved: int, device: Device
+    gathered: tuple[Product, ...], packed: tuple[Product, ...], moved: int, device: Device
 ) -> str:
     """Whether products that need the same channels of dY had better gather them themselves, or
     have them packed first, which moves that many bytes: ``"gathered"`` or ``"packed"``."""
 
-    def together(products: Sequence[Product]) -> float:
+    def together(products: tuple[Product, ...]) -> float:
         return sum(cost(product, choose(product, device), device) for product in products)
 
     packing = PACK_KERNELS * KERNEL + moved / device.bandwidth

@@ -44,10 +44,10 @@ def linear_backward(
     linear_dgrad.check_weight(rows, weight, lists, columns)
     if form is None:
         gathered, packed = (
-            [
+            (
                 linear_wgrad.product(rows, inputs, lists, name),
                 linear_dgrad.product(rows, weight, lists, columns, name),
-            ]
+            )
             for name in FORMS
         )
         form = cheaper_form(gathered, packed, packing_bytes(rows, lists), device_of(dy))

@@ -119,7 +119,7 @@ def linear_dgrad(
     check_weight(rows, weight, lists, columns)
     if form is None:
         gathered, packed = (product(rows, weight, lists, columns, name) for name in FORMS)
-        form = cheaper_form([gathered], [packed], packing_bytes(rows, lists), device_of(dy))
+        form = cheaper_form((gathered,), (packed,), packing_bytes(rows, lists), device_of(dy))
     if form == "packed":
         width = width_of(lists)
         rows, _ = pack(rows, lists.padded[:width], width, 1, False)

@@ -182,7 +182,10 @@ def linear_wgrad(
     check_tokens(dy, x)
     if form is None:
         gathered, packed = (product(dy, x, lists, name) for name in FORMS)
-        form = cheaper_form([gathered], [packed], packing_bytes(dy, lists), device_of(dy))
+        device = device_of(dy)
+        form = cheaper_form((gathered,), (packed,), packing_bytes(dy, lists), device)
+        best = choose(gathered if form == "gathered" else packed, device)
+        configuration = configuration or best
     if form == "packed":
         width = width_of(lists)
         dy, _ = pack(dy, lists.padded[:width], width, 1, False)
