@@ -24,7 +24,7 @@ BESIDE = ("channel_moments", "compact", "row_sgd", "row_adamw")
 OPERATORS = (*GRADIENTS, *BESIDE)
 TRITON_OPERATORS = ("linear_wgrad", "linear_backward")
 # What of native runs on a GPU: packing, and the gradients by way of it.
-NATIVE_ON_CUDA = GRADIENTS
+NATIVE_ON_CUDA = (*GRADIENTS, "row_sgd", "row_adamw")
 _NATIVE_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 

@@ -32,5 +32,7 @@ STABLE_TORCH_LIBRARY_IMPL(neq_kernels, CPU, library) {
 #ifdef NEQ_WITH_CUDA
 STABLE_TORCH_LIBRARY_IMPL(neq_kernels, CUDA, library) {
   library.impl("pack_channels", TORCH_BOX(&neq::python::pack_channels));
+  library.impl("row_adamw", TORCH_BOX(&neq::python::row_adamw));
+  library.impl("row_sgd", TORCH_BOX(&neq::python::row_sgd));
 }
 #endif

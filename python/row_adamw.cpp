@@ -1,9 +1,14 @@
 // row_adamw for torch: the lists as the core's parameters, the steps counted, and the call.
+#ifdef NEQ_WITH_CUDA
+#include "on_cuda.h"
+#endif
 #include "operators.h"
 #include "row_step.h"
 
 namespace neq::python {
 namespace {
+
+constexpr const char* kOp = "row_adamw";
 
 // A count of steps as torch.optim keeps it: one float or double on the CPU.
 double* double_of(const Tensor& step) {
@@ -33,6 +38,22 @@ void count_step(const Tensor& step, double value) {
   }
 }
 
+void on_cpu(const neq_adamw& options, const neq_row_parameter* parameters, int64_t n) {
+  const int64_t bytes = neq_row_adamw_cpu_scratch(&options, parameters, n);
+  if (bytes < 0) check(NEQ_INVALID_ARGUMENT, kOp);
+  const std::unique_ptr<double[]> scratch(new double[bytes / sizeof(double) + 1]);
+  const neq_parallel threads = torch_threads();
+  check(neq_row_adamw_cpu(&options, parameters, n, {scratch.get(), bytes}, &threads), kOp);
+}
+
+#ifdef NEQ_WITH_CUDA
+void on_cuda(const neq_adamw& options, const neq_row_parameter* parameters, int64_t n,
+             const Tensor& beside) {
+  const OnCuda here(beside, kOp);
+  check(neq_row_adamw_cuda(&options, parameters, n, here.stream()), kOp);
+}
+#endif
+
 }  // namespace
 
 void row_adamw(const std::vector<Tensor>& params, const std::vector<Tensor>& grads,
@@ -41,7 +62,6 @@ void row_adamw(const std::vector<Tensor>& params, const std::vector<Tensor>& gra
                const std::vector<Tensor>& index, const std::vector<int64_t>& count,
                const std::vector<int64_t>& dim, double lr, double beta1, double beta2, double eps,
                double weight_decay, bool decoupled, bool amsgrad, bool maximize) {
-  constexpr const char* kOp = "row_adamw";
   std::vector<Named> tensors = {{"params", &params},
                                 {"grads", &grads},
                                 {"exp_avgs", &exp_avgs},
@@ -53,11 +73,13 @@ void row_adamw(const std::vector<Tensor>& params, const std::vector<Tensor>& gra
 
   const neq_adamw options = {lr, beta1, beta2, eps, weight_decay, decoupled, amsgrad, maximize, 0};
   const auto n = static_cast<int64_t>(parameters.size());
-  const int64_t bytes = neq_row_adamw_cpu_scratch(&options, parameters.data(), n);
-  if (bytes < 0) check(NEQ_INVALID_ARGUMENT, kOp);
-  const std::unique_ptr<double[]> scratch(new double[bytes / sizeof(double) + 1]);
-  const neq_parallel threads = torch_threads();
-  check(neq_row_adamw_cpu(&options, parameters.data(), n, {scratch.get(), bytes}, &threads), kOp);
+#ifdef NEQ_WITH_CUDA
+  const bool cuda = n > 0 && params[0].is_cuda();
+  if (cuda) on_cuda(options, parameters.data(), n, params[0]);
+  if (!cuda) on_cpu(options, parameters.data(), n);
+#else
+  on_cpu(options, parameters.data(), n);
+#endif
   for (size_t i = 0; i < steps.size(); ++i) count_step(steps[i], parameters[i].step);
 }
 

@@ -102,6 +102,7 @@ def test_native_serves_cuda_where_it_was_built_for_it(monkeypatch):
     assert "native   available (cpu and cuda)" in backends.report()
     use("native")
     assert resolve("pack_channels", "cuda", torch.float32)[0] == "native"
+    monkeypatch.setattr(backends, "NATIVE_ON_CUDA", backends.GRADIENTS)
     with pytest.raises(RuntimeError, match=r"native: has no row_sgd on cuda"):
         resolve("row_sgd", "cuda", torch.float32)
 
