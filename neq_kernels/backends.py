@@ -22,7 +22,7 @@ GRADIENTS = ("pack_channels", "linear_wgrad", "linear_backward", "conv_wgrad", "
 # What training needs besides; a backend that was asked for and has none leaves it to the others.
 BESIDE = ("channel_moments", "compact", "row_sgd", "row_adamw")
 OPERATORS = (*GRADIENTS, *BESIDE)
-TRITON_OPERATORS = ("linear_wgrad", "linear_backward")
+TRITON_OPERATORS = ("linear_wgrad", "linear_backward", "conv_wgrad", "conv_backward")
 # What of native runs on a GPU: packing, and the gradients by way of it.
 NATIVE_ON_CUDA = (*GRADIENTS, "row_sgd", "row_adamw")
 _NATIVE_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -83,7 +83,8 @@ def _best_pack(
 def _triton(operator: str) -> Callable[..., Any]:
     def launch(*arguments: Any, **options: Any) -> Any:
         # Triton takes a second to import: not before a layer calls it.
-        function = getattr(import_module(f"neq_kernels.kernels.{operator}"), operator)
+        module = "conv" if operator.startswith("conv_") else operator
+        function = getattr(import_module(f"neq_kernels.kernels.{module}"), operator)
         return function(*arguments, pack=_best_pack, **options)
 
     return launch

@@ -129,15 +129,17 @@ class Configuration:
 
 
 @lru_cache(maxsize=4096)
-def choose(product: Product, device: Device) -> Configuration:
-    """The configuration of least :func:`cost`.
+def choose(
+    product: Product, device: Device, tiles: tuple[Tile, ...] | None = None
+) -> Configuration:
+    """The configuration of least :func:`cost`, among ``tiles`` if given.
 
     Raises:
         ValueError: no tile fits this device.
     """
     able = [
         Configuration(tile, split)
-        for tile in TILES[product.arithmetic]
+        for tile in (TILES[product.arithmetic] if tiles is None else tiles)
         if tile.least <= device.capability
         and tile.shared(product.itemsize) <= device.shared
         and (tile.gathers or not product.gathered)

@@ -1,0 +1,174 @@
+"""Depthwise convolutions, every output channel o of one input channel, c = o // multiplier:
+
+dW[o, r, s] = sum over n, p, q of dY[n, o, p, q] * X[n, c, h, w], h = p * stride + r * dilation -
+padding; dX[n, c, h, w] = sum over o of c, r, s of dY[n, o, p, q] * W[o, r, s], p * stride = h +
+padding - r * dilation; w and q alike.
+
+Over the active o alone. There is no matrix product in it: both are bound by reading dY and X, so
+the kernels multiply element by element, in float32, and what they read again comes from the
+first-level cache. Neighbouring threads take neighbouring channels where those are contiguous, else
+neighbouring positions.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from neq_kernels.active import Lists, bucket
+from neq_kernels.kernels.common import find, on_device_of, spread
+from neq_kernels.kernels.conv_positions import offsets, positions
+from neq_kernels.kernels.conv_shape import Shape
+from neq_kernels.kernels.device import Device, device_of
+
+# Products of one step, and how many of its channels where channels are contiguous: a 32-byte sector
+# of 16-bit ones twice over, since active channels have gaps.
+_PRODUCTS, _CHANNELS = 4096, 32
+# Programs that one multiprocessor holds, and the steps below which a split does not pay.
+_RESIDENT, _LEAST_STEPS = 4, 8
+_OUTPUTS = 1024
+
+
+@triton.jit(do_not_specialize=["images", "width", "span"])
+def depthwise_wgrad_kernel(
+    dy, x, index, partial, partial_sums,
+    images, in_h, in_w, out_h, out_w, group_out, width, span,
+    dy_n, dy_c, dy_h, dy_w, x_n, x_c, x_h, x_w,
+    KERNEL_H: tl.constexpr, KERNEL_W: tl.constexpr, STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr,
+    PADDING_H: tl.constexpr, PADDING_W: tl.constexpr,
+    DILATION_H: tl.constexpr, DILATION_W: tl.constexpr,
+    BIAS: tl.constexpr, LONG: tl.constexpr,
+    DEPTH: tl.constexpr, TAPS: tl.constexpr, CHANNELS: tl.constexpr,
+):  # fmt: skip
+    """Partial sums ``[split, width, R * S]`` and ``[split, width]``; the first axis: a block of
+    active channels, the second: ``span`` steps of positions. ``TAPS`` is R * S or more."""
+    row = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
+    channel = tl.load(index + row, mask=row < width, other=-1)
+    active = channel >= 0
+    tap = tl.arange(0, TAPS)
+    r, s = tap // KERNEL_W, tap % KERNEL_W
+    real = (tap < KERNEL_H * KERNEL_W)[:, None] & active[None, :]
+    dy += channel.to(tl.int64) * dy_c
+    down, right = r * DILATION_H - PADDING_H, s * DILATION_W - PADDING_W
+    x += (down.to(tl.int64) * x_h + right.to(tl.int64) * x_w)[:, None] + (
+        (channel // group_out).to(tl.int64) * x_c
+    )[None, :]
+    products = tl.zeros((DEPTH, TAPS, CHANNELS), tl.float32)
+    sums = tl.zeros((DEPTH, CHANNELS), tl.float32)
+    for step in range(tl.program_id(1) * span, (tl.program_id(1) + 1) * span):
+        image, p, q, place, inside = positions(step, images, out_h, out_w, LONG, False, 1, DEPTH)
+        dy_at = offsets(image, p, q, place, dy_n, dy_h, dy_w, False)
+        x_at = offsets(image, p * STRIDE_H, q * STRIDE_W, place, x_n, x_h, x_w, False)
+        h = (p * STRIDE_H)[:, None] + down[None, :]
+        w = (q * STRIDE_W)[:, None] + right[None, :]
+        hit = inside[:, None] & (h >= 0) & (h < in_h) & (w >= 0) & (w < in_w)
+        a = tl.load(dy[None, :] + dy_at[:, None], mask=inside[:, None] & active[None, :], other=0)
+        b = tl.load(
+            x[None, :, :] + x_at[:, None, None], mask=hit[:, :, None] & real[None, :, :], other=0
+        )
+        a = a.to(tl.float32)
+        products += a[:, None, :] * b.to(tl.float32)
+        if BIAS:
+            sums += a
+    slot = tl.program_id(1) * tl.cast(width, tl.int64) + row
+    to = partial + slot[None, :] * (KERNEL_H * KERNEL_W) + tap[:, None]
+    tl.store(to, tl.sum(products, axis=0), mask=real)
+    if BIAS:
+        tl.store(partial_sums + slot, tl.sum(sums, axis=0), mask=active)
+
+
+@triton.jit(do_not_specialize=["images", "width", "bits"])
+def depthwise_dgrad_kernel(
+    dy, weight, index, dx,
+    images, channels, in_h, in_w, out_h, out_w, group_out, width, bits,
+    dy_n, dy_c, dy_h, dy_w, dx_n, dx_c, dx_h, dx_w, w_o, w_r, w_s,
+    KERNEL_H: tl.constexpr, KERNEL_W: tl.constexpr, STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr,
+    PADDING_H: tl.constexpr, PADDING_W: tl.constexpr,
+    DILATION_H: tl.constexpr, DILATION_W: tl.constexpr,
+    LONG: tl.constexpr, POSITIONS: tl.constexpr, CHANNELS: tl.constexpr,
+):  # fmt: skip
+    """A program owns a block of positions (first axis) of a block of channels (second axis)."""
+    image, h, w, place, inside = positions(
+        tl.program_id(0), images, in_h, in_w, LONG, False, 1, POSITIONS
+    )  # fmt: skip
+    c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    total = tl.zeros((POSITIONS, CHANNELS), tl.float32)
+    for m in range(group_out):
+        channel = c * group_out + m
+        _, active = find(channel, index, width, bits)
+        for tap in range(KERNEL_H * KERNEL_W):
+            r, s = tap // KERNEL_W, tap % KERNEL_W
+            above, left = h + PADDING_H - r * DILATION_H, w + PADDING_W - s * DILATION_W
+            p, q = above // STRIDE_H, left // STRIDE_W
+            hit = inside & (above >= 0) & (p < out_h) & (left >= 0) & (q < out_w)
+            hit &= (above % STRIDE_H == 0) & (left % STRIDE_W == 0)
+            at = offsets(image, p, q, place, dy_n, dy_h, dy_w, False)
+            source = dy + at[:, None] + (channel.to(tl.int64) * dy_c)[None, :]
+            a = tl.load(source, mask=hit[:, None] & (c < channels)[None, :], other=0)
+            at = channel.to(tl.int64) * w_o + r * w_r + s * w_s
+            b = tl.load(weight + at, mask=active & (c < channels), other=0)
+            # A mask that does not depend on the list keeps loads wide; frozen dY may be anything.
+            a = tl.where(active[None, :], a.to(tl.float32), 0)
+            total += a * b.to(tl.float32)[None, :]
+    at = offsets(image, h, w, place, dx_n, dx_h, dx_w, False)
+    to = dx + at[:, None] + (c.to(tl.int64) * dx_c)[None, :]
+    mask = inside[:, None] & (c < channels)[None, :]
+    tl.store(to, total.to(dx.dtype.element_ty), mask=mask)
+
+
+def wgrad(dy: Tensor, x: Tensor, lists: Lists, shape: Shape, dw: Tensor, db: Tensor | None) -> None:
+    """Overwrite dw ``[O, R * S]``, contiguous, and db ``[O]``, unless None; dy ``[N, O, P, Q]`` and
+    x ``[N, C, H, W]`` of any strides."""
+    width = min(bucket(lists.count), lists.size)
+    taps = triton.next_power_of_2(shape.taps)
+    channels = _CHANNELS if dy.stride(1) == 1 else 1
+    depth = max(_PRODUCTS // (taps * channels), 1)
+    blocks, steps = triton.cdiv(width, channels), triton.cdiv(shape.positions, depth)
+    span, split = _split(blocks, steps, device_of(dy))
+    sums = dw.new_empty((split, width, shape.taps), dtype=torch.float32)
+    bias_sums = None if db is None else dw.new_empty((split, width), dtype=torch.float32)
+    with on_device_of(dy):
+        if blocks:
+            depthwise_wgrad_kernel[blocks, split](
+                dy=dy, x=x, index=lists.padded, partial=sums, partial_sums=bias_sums,
+                images=shape.images, in_h=shape.input[0], in_w=shape.input[1],
+                out_h=shape.output[0], out_w=shape.output[1], group_out=shape.group_out,
+                width=width, span=span,
+                dy_n=dy.stride(0), dy_c=dy.stride(1), dy_h=dy.stride(2), dy_w=dy.stride(3),
+                x_n=x.stride(0), x_c=x.stride(1), x_h=x.stride(2), x_w=x.stride(3),
+                **shape.window(), BIAS=db is not None, LONG=shape.long,
+                DEPTH=depth, TAPS=taps, CHANNELS=channels,
+            )  # fmt: skip
+        spread(sums, bias_sums, lists.padded, dw, db)
+
+
+def dgrad(dy: Tensor, weight: Tensor, lists: Lists, shape: Shape, dx: Tensor) -> None:
+    """Overwrite dx ``[N, C, H, W]``; dy ``[N, O, P, Q]`` and weight ``[O, 1, R, S]``, all of any
+    strides."""
+    width = min(bucket(lists.count), lists.size)
+    channels = _CHANNELS if dx.stride(1) == 1 else 1
+    inputs = shape.images * shape.input[0] * shape.input[1]
+    blocks = triton.cdiv(inputs, _OUTPUTS // channels)
+    if not blocks:
+        return
+    with on_device_of(dy):
+        depthwise_dgrad_kernel[blocks, triton.cdiv(shape.groups, channels)](
+            dy=dy, weight=weight, index=lists.padded, dx=dx,
+            images=shape.images, channels=shape.groups, in_h=shape.input[0], in_w=shape.input[1],
+            out_h=shape.output[0], out_w=shape.output[1], group_out=shape.group_out,
+            width=width, bits=width.bit_length(),
+            dy_n=dy.stride(0), dy_c=dy.stride(1), dy_h=dy.stride(2), dy_w=dy.stride(3),
+            dx_n=dx.stride(0), dx_c=dx.stride(1), dx_h=dx.stride(2), dx_w=dx.stride(3),
+            w_o=weight.stride(0), w_r=weight.stride(2), w_s=weight.stride(3),
+            **shape.window(), LONG=shape.long,
+            POSITIONS=_OUTPUTS // channels, CHANNELS=channels,
+        )  # fmt: skip
+
+
+def _split(blocks: int, steps: int, device: Device) -> tuple[int, int]:
+    """Steps per program, and programs per block of channels: enough to fill the device."""
+    wanted = triton.cdiv(device.processors * _RESIDENT, max(blocks, 1))
+    span = max(triton.cdiv(steps, wanted), min(_LEAST_STEPS, steps), 1)
+    return span, max(triton.cdiv(steps, span), 1)

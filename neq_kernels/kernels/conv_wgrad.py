@@ -1,0 +1,364 @@
+"""conv_wgrad: dW[index[i], c, r, s] = sum over n, p, q of dY[n, index[i], p, q] * X[n, c, h, w],
+h = p * stride + r * dilation - padding and w alike; db[index[i]] = the same sum without X.
+
+A matrix product whose rows are the active channels of a group, whose columns are the entries of
+one row of dW, and whose sum runs over positions; X's patches are addressed, never stored. A program
+owns one tile of it. Its columns are channels at one tap, so that which positions fall into the
+padding is the same for all of them; where a group has few channels, columns run over taps and
+channels in dW's own order (``FLAT``).
+
+Positions are those of one operand, the walked one; the other is read at a shift. Loads are wide
+along contiguous memory, which decides both choices:
+
+* planes (NCHW): a step stays within an image (``PLANE``), so that its positions are neighbours in
+  memory. The walked operand is X where the stride is one, since its tiles have more rows than dY's;
+* channels last: every position is a row of neighbouring channels, so steps run across images.
+
+One more tile per group of rows sums dY for the bias, further programs set frozen rows to zero, and
+a long sum may be split among programs, whose partial sums ``spread_kernel`` adds in a fixed order.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from neq_kernels.active import Lists, bucket
+from neq_kernels.kernels.common import PRECISION, dot, find, on_device_of, spread
+from neq_kernels.kernels.configuration import Configuration, Product, Tile
+from neq_kernels.kernels.conv_positions import offsets, positions, steps_of
+from neq_kernels.kernels.conv_shape import WIDE_BYTES, Shape, dense_planes, unit
+from neq_kernels.kernels.linear_wgrad import _zero_frozen as zero_frozen
+
+_ZERO_ROWS, _ZERO_COLUMNS = 32, 256
+# Fewer channels than this would leave most of a tap's tile empty; of channels that are contiguous,
+# fewer still are worth it for their wide loads.
+_FLAT_BELOW, _NARROW = 64, 32
+
+
+@triton.jit
+def _sum(
+    dy, row_mask, first, last, images, out_h, out_w, dy_n, dy_h, dy_w,
+    LONG: tl.constexpr, PLANE: tl.constexpr, UNIT: tl.constexpr,
+    ROWS: tl.constexpr, DEPTH: tl.constexpr,
+):  # fmt: skip
+    sums = tl.zeros((ROWS, DEPTH), tl.float32)
+    for step in range(first, last):
+        image, p, q, place, inside = positions(step, images, out_h, out_w, LONG, PLANE, UNIT, DEPTH)
+        at = offsets(image, p, q, place, dy_n, dy_h, dy_w, PLANE)
+        tile = tl.load(dy + at[None, :], mask=row_mask[:, None] & inside[None, :], other=0)
+        sums += tile.to(tl.float32)
+    return tl.sum(sums, axis=1)
+
+
+@triton.jit
+def _multiply_tap(
+    dy, x, row_mask, column_mask, first, last, images, r, s,
+    near_h, near_w, near_n, near_i, near_j, far_h, far_w, far_n, far_i, far_j,
+    STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr,
+    PADDING_H: tl.constexpr, PADDING_W: tl.constexpr,
+    DILATION_H: tl.constexpr, DILATION_W: tl.constexpr,
+    PLANE: tl.constexpr, WALK_X: tl.constexpr, POINT: tl.constexpr, LONG: tl.constexpr,
+    UNIT: tl.constexpr, PRECISION: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
+):  # fmt: skip
+    """One tap: near is the walked operand, far the other one."""
+    acc = tl.zeros((ROWS, COLUMNS), tl.float32)
+    for step in range(first, last):
+        image, i, j, place, inside = positions(
+            step, images, near_h, near_w, LONG, PLANE, UNIT, DEPTH
+        )
+        near = offsets(image, i, j, place, near_n, near_i, near_j, PLANE)
+        if POINT:
+            far, hit = image * far_n + place * far_j, inside
+        else:
+            if WALK_X:
+                u = i + (PADDING_H - r * DILATION_H)
+                v = j + (PADDING_W - s * DILATION_W)
+            else:
+                u = i * STRIDE_H + (r * DILATION_H - PADDING_H)
+                v = j * STRIDE_W + (s * DILATION_W - PADDING_W)
+            hit = inside & (u >= 0) & (u < far_h) & (v >= 0) & (v < far_w)
+            far = offsets(image, u, v, place, far_n, far_i, far_j, False)
+        # Beyond the far operand's edge the near one still loads, as wide as ever: times zero, like
+        # the padding that a dense convolution multiplies.
+        dy_at, dy_hit = (far, hit) if WALK_X else (near, inside)
+        x_at, x_hit = (near, inside) if WALK_X else (far, hit)
+        a = tl.load(dy + dy_at[None, :], mask=row_mask[:, None] & dy_hit[None, :], other=0)
+        b = tl.load(x + x_at[:, None], mask=x_hit[:, None] & column_mask[None, :], other=0)
+        acc = dot(a, b, acc, PRECISION)
+    return acc
+
+
+@triton.jit
+def _multiply_flat(
+    dy, x, row_mask, column_mask, first, last, images, r, s,
+    in_h, in_w, out_h, out_w, dy_n, dy_h, dy_w, x_n, x_h, x_w,
+    STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr,
+    PADDING_H: tl.constexpr, PADDING_W: tl.constexpr,
+    DILATION_H: tl.constexpr, DILATION_W: tl.constexpr,
+    PLANE: tl.constexpr, LONG: tl.constexpr, UNIT: tl.constexpr, PRECISION: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
+):  # fmt: skip
+    """Every column has a tap of its own: ``r`` and ``s`` are as long as the columns."""
+    acc = tl.zeros((ROWS, COLUMNS), tl.float32)
+    x += (r * DILATION_H - PADDING_H).to(tl.int64)[None, :] * x_h
+    x += (s * DILATION_W - PADDING_W).to(tl.int64)[None, :] * x_w
+    for step in range(first, last):
+        image, p, q, place, inside = positions(step, images, out_h, out_w, LONG, PLANE, UNIT, DEPTH)
+        dy_at = offsets(image, p, q, place, dy_n, dy_h, dy_w, PLANE)
+        x_at = offsets(image, p * STRIDE_H, q * STRIDE_W, place, x_n, x_h, x_w, False)
+        h = (p * STRIDE_H)[:, None] + (r * DILATION_H - PADDING_H)[None, :]
+        w = (q * STRIDE_W)[:, None] + (s * DILATION_W - PADDING_W)[None, :]
+        hit = inside[:, None] & (h >= 0) & (h < in_h) & (w >= 0) & (w < in_w)
+        a = tl.load(dy + dy_at[None, :], mask=row_mask[:, None] & inside[None, :], other=0)
+        b = tl.load(x + x_at[:, None], mask=hit & column_mask[None, :], other=0)
+        acc = dot(a, b, acc, PRECISION)
+    return acc
+
+
+@triton.jit(do_not_specialize=["images", "width", "size", "span", "bias_span", "tiles", "bits"])
+def conv_wgrad_kernel(
+    dy, x, index, dw, db, partial, partial_sums,
+    images, in_h, in_w, out_h, out_w, group_in, group_out,
+    width, size, span, bias_span, tiles, bits,
+    dy_n, dy_c, dy_h, dy_w, x_n, x_c, x_h, x_w,
+    KERNEL_H: tl.constexpr, KERNEL_W: tl.constexpr, STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr,
+    PADDING_H: tl.constexpr, PADDING_W: tl.constexpr,
+    DILATION_H: tl.constexpr, DILATION_W: tl.constexpr,
+    GROUPED: tl.constexpr, GATHER: tl.constexpr, BIAS: tl.constexpr, PARTIAL: tl.constexpr,
+    FLAT: tl.constexpr, PLANE: tl.constexpr, WALK_X: tl.constexpr, POINT: tl.constexpr,
+    TAPS_FIRST: tl.constexpr, LONG: tl.constexpr, DY_UNIT: tl.constexpr, X_UNIT: tl.constexpr,
+    PRECISION: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
+    ZERO_ROWS: tl.constexpr, ZERO_COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """See the head of the file. Programs ``[0, tiles)`` of the first axis multiply and sum, the
+    others set frozen rows to zero; the second axis is the split, ``span`` steps each. ``dw`` and
+    ``partial`` are rows of contiguous columns, taps before channels if ``TAPS_FIRST``. A
+    unit is a power of two that divides every step in memory but the contiguous one, and how much
+    is contiguous: what may be loaded at once."""
+    taps: tl.constexpr = KERNEL_H * KERNEL_W
+    pid = tl.program_id(0)
+    split = tl.program_id(1)
+    fan_in = group_in * taps
+    # What the compiler may rely on for wide loads.
+    if DY_UNIT > 1:
+        dy_n = dy_n // DY_UNIT * DY_UNIT
+        if PLANE:
+            dy_c = dy_c // DY_UNIT * DY_UNIT
+        else:
+            dy_h, dy_w = dy_h // DY_UNIT * DY_UNIT, dy_w // DY_UNIT * DY_UNIT
+    if X_UNIT > 1:
+        x_n = x_n // X_UNIT * X_UNIT
+        if WALK_X or POINT:
+            x_c = x_c // X_UNIT * X_UNIT
+        else:
+            x_h, x_w = x_h // X_UNIT * X_UNIT, x_w // X_UNIT * X_UNIT
+            group_in = group_in // X_UNIT * X_UNIT
+    if pid < tiles:
+        column_tiles = tl.cdiv(fan_in, COLUMNS) if FLAT else tl.cdiv(group_in, COLUMNS) * taps
+        # Neighbours share a block of X: the rows, fewer, come again from the cache.
+        row_tiles = tl.cdiv(tl.minimum(width, group_out), ROWS)
+        row_tile = pid % row_tiles
+        column_tile = pid // row_tiles % (column_tiles + BIAS)
+        group = pid // row_tiles // (column_tiles + BIAS)
+        begin, end = 0, width
+        if GROUPED:
+            bounds = (group + tl.arange(0, 2)) * group_out
+            places, _ = find(bounds, index, width, bits)
+            begin, end = tl.min(places), tl.max(places)
+        row = begin + row_tile * ROWS + tl.arange(0, ROWS)
+        channel = tl.load(index + row, mask=row < end, other=-1)
+        row_mask = channel >= 0
+        # Padding of packed rows holds zeros, and masks must not depend on the list: wide loads.
+        run = width if PLANE else width // DY_UNIT * DY_UNIT
+        load_mask = row_mask if GATHER or GROUPED else row < run
+        some = begin + row_tile * ROWS < end
+        slot = split * tl.cast(width, tl.int64) + row
+        dy_rows = dy + (channel if GATHER else row).to(tl.int64)[:, None] * dy_c
+        if column_tile < column_tiles:
+            if FLAT:
+                column = column_tile * COLUMNS + tl.arange(0, COLUMNS)
+                column_mask = column < fan_in
+                tap = column // group_in if TAPS_FIRST else column % taps
+                c = column % group_in if TAPS_FIRST else column // taps
+            else:
+                tap = column_tile % taps
+                c = column_tile // taps * COLUMNS + tl.arange(0, COLUMNS)
+                column_mask = c < group_in
+                column = tap * group_in + c if TAPS_FIRST else c * taps + tap
+            r, s = tap // KERNEL_W, tap % KERNEL_W
+            x_columns = x + (group.to(tl.int64) * group_in + c)[None, :] * x_c
+            first = split * span
+            if FLAT:
+                steps = steps_of(images, out_h, out_w, LONG, PLANE, DEPTH)
+                last = tl.where(some, tl.minimum(first + span, steps), first)
+                acc = _multiply_flat(
+                    dy_rows, x_columns, load_mask, column_mask, first, last, images, r, s,
+                    in_h, in_w, out_h, out_w, dy_n, dy_h, dy_w, x_n, x_h, x_w,
+                    STRIDE_H, STRIDE_W, PADDING_H, PADDING_W, DILATION_H, DILATION_W,
+                    PLANE, LONG, DY_UNIT, PRECISION, ROWS, COLUMNS, DEPTH,
+                )  # fmt: skip
+            elif WALK_X:
+                steps = steps_of(images, in_h, in_w, LONG, PLANE, DEPTH)
+                last = tl.where(some, tl.minimum(first + span, steps), first)
+                acc = _multiply_tap(
+                    dy_rows, x_columns, load_mask, column_mask, first, last, images, r, s,
+                    in_h, in_w, x_n, x_h, x_w, out_h, out_w, dy_n, dy_h, dy_w,
+                    STRIDE_H, STRIDE_W, PADDING_H, PADDING_W, DILATION_H, DILATION_W,
+                    PLANE, True, False, LONG, X_UNIT, PRECISION, ROWS, COLUMNS, DEPTH,
+                )  # fmt: skip
+            else:
+                steps = steps_of(images, out_h, out_w, LONG, PLANE, DEPTH)
+                last = tl.where(some, tl.minimum(first + span, steps), first)
+                acc = _multiply_tap(
+                    dy_rows, x_columns, load_mask, column_mask, first, last, images, r, s,
+                    out_h, out_w, dy_n, dy_h, dy_w, in_h, in_w, x_n, x_h, x_w,
+                    STRIDE_H, STRIDE_W, PADDING_H, PADDING_W, DILATION_H, DILATION_W,
+                    PLANE, False, POINT, LONG, DY_UNIT, PRECISION, ROWS, COLUMNS, DEPTH,
+                )  # fmt: skip
+            mask = row_mask[:, None] & column_mask[None, :]
+            if PARTIAL:
+                tl.store(partial + slot[:, None] * fan_in + column[None, :], acc, mask=mask)
+            else:
+                target = dw + channel.to(tl.int64)[:, None] * fan_in + column[None, :]
+                tl.store(target, acc.to(dw.dtype.element_ty), mask=mask)
+        else:
+            first = split * bias_span
+            steps = steps_of(images, out_h, out_w, LONG, PLANE, DEPTH)
+            last = tl.where(some, tl.minimum(first + bias_span, steps), first)
+            sums = _sum(
+                dy_rows, load_mask, first, last, images, out_h, out_w, dy_n, dy_h, dy_w,
+                LONG, PLANE, DY_UNIT, ROWS, DEPTH,
+            )  # fmt: skip
+            if PARTIAL:
+                tl.store(partial_sums + slot, sums, mask=row_mask)
+            else:
+                tl.store(db + channel, sums.to(db.dtype.element_ty), mask=row_mask)
+    else:
+        zero_frozen(
+            pid - tiles, index, dw, db, size, width, fan_in, bits, fan_in, 1,
+            BIAS, ZERO_ROWS, ZERO_COLUMNS,
+        )  # fmt: skip
+
+
+class Walk(NamedTuple):
+    """How the kernel walks over positions, named as its constants; see the head of the file."""
+
+    PLANE: bool
+    WALK_X: bool
+    POINT: bool
+    FLAT: bool
+    LONG: bool
+    DY_UNIT: int
+    X_UNIT: int
+
+    @property
+    def units(self) -> tuple[int, int]:
+        """How many elements of dY and X load at once in the product."""
+        return 1 if self.WALK_X else self.DY_UNIT, self.X_UNIT
+
+
+def walk_of(dy: Tensor, x: Tensor, shape: Shape, packed: bool) -> Walk:
+    """The walk that loads most at once; dY's channels are ``packed`` or gathered."""
+    planes = dense_planes(dy)
+    both = planes and dense_planes(x)
+    point = both and shape.point
+    flat = shape.taps > 1 and shape.group_in < (_FLAT_BELOW if x.stride(1) != 1 else _NARROW)
+    walk_x = both and not point and not flat and shape.stride == (1, 1)
+    # A group's channels begin anywhere among the packed ones.
+    run = dy.shape[1] if packed and shape.groups == 1 else 1
+    dy_unit = unit(dy, run, planes)
+    x_unit = 1 if flat else unit(x, shape.group_in, walk_x or point)
+    return Walk(planes, walk_x, point, flat, shape.long, dy_unit, x_unit)
+
+
+def product_of(shape: Shape, width: int, walk: Walk, arithmetic: str, itemsize: int) -> Product:
+    """The product that the kernel computes, as the cost function sees it: one per group, and per
+    tap unless ``FLAT``. Active channels are taken to be spread evenly over the groups."""
+    rows = -(-width // shape.groups)
+    x_elements = shape.images * shape.groups * shape.group_in * shape.input[0] * shape.input[1]
+    return Product(
+        arithmetic,
+        itemsize,
+        rows=rows,
+        columns=shape.fan_in if walk.FLAT else shape.group_in,
+        depth=shape.positions,
+        batch=shape.groups * (1 if walk.FLAT else shape.taps),
+        gathered=walk.units[0] * itemsize < WIDE_BYTES,
+        scattered=walk.units[1] * itemsize < WIDE_BYTES,
+        read=(x_elements + shape.positions * width) * itemsize,
+    )
+
+
+def launch(
+    dy: Tensor,
+    x: Tensor,
+    lists: Lists,
+    shape: Shape,
+    dw: Tensor,
+    db: Tensor | None,
+    walk: Walk,
+    configuration: Configuration,
+    *,
+    packed: bool,
+    last: bool,
+    arithmetic: str,
+) -> None:
+    """Overwrite dw ``[O, fan_in]``, contiguous, its rows in the order ``[R, S, C]`` if ``last``,
+    else ``[C, R, S]``; and db ``[O]``, unless None.
+
+    dy is ``[N, O, P, Q]``, or with ``packed`` ``[N, width, P, Q]``; x ``[N, C, H, W]``.
+    """
+    tile, width = configuration.tile, min(bucket(lists.count), lists.size)
+    plane = walk.PLANE
+    dy_steps = _steps(shape.images, shape.output, tile, plane)
+    steps = _steps(shape.images, shape.input, tile, plane) if walk.WALK_X else dy_steps
+    span = max(-(-steps // configuration.split), 1)
+    split = max(-(-steps // span), 1)
+    partial, bias = split > 1, db is not None
+    sums = dw.new_empty((split if partial else 0, width, shape.fan_in), dtype=torch.float32)
+    bias_sums = dw.new_empty((split if partial else 0, width), dtype=torch.float32)
+    tiles = _tiles(shape, width, tile, walk.FLAT, bias)
+    zeros = 0 if partial or lists.count == lists.size else triton.cdiv(lists.size, _ZERO_ROWS)
+    with on_device_of(dy):
+        if tiles + zeros:
+            conv_wgrad_kernel[tiles + zeros, split](
+                dy=dy, x=x, index=lists.padded, dw=dw, db=db,
+                partial=sums, partial_sums=bias_sums,
+                images=shape.images, in_h=shape.input[0], in_w=shape.input[1],
+                out_h=shape.output[0], out_w=shape.output[1],
+                group_in=shape.group_in, group_out=shape.group_out,
+                width=width, size=lists.size, span=span, bias_span=max(-(-dy_steps // split), 1),
+                tiles=tiles, bits=width.bit_length(),
+                dy_n=dy.stride(0), dy_c=dy.stride(1), dy_h=dy.stride(2),
+                dy_w=1 if plane else dy.stride(3),
+                x_n=x.stride(0), x_c=x.stride(1), x_h=x.stride(2),
+                x_w=1 if walk.WALK_X or walk.POINT else x.stride(3),
+                **shape.window(), **walk._asdict(),
+                GROUPED=shape.groups > 1, GATHER=not packed, BIAS=bias, PARTIAL=partial,
+                TAPS_FIRST=last, PRECISION=PRECISION[arithmetic],
+                ROWS=tile.rows, COLUMNS=tile.columns, DEPTH=tile.depth,
+                ZERO_ROWS=_ZERO_ROWS, ZERO_COLUMNS=_ZERO_COLUMNS,
+                **tile.options,
+            )  # fmt: skip
+        if partial:
+            spread(sums, bias_sums if bias else None, lists.padded, dw, db)
+
+
+def _steps(images: int, plane: tuple[int, int], tile: Tile, within_images: bool) -> int:
+    size = plane[0] * plane[1]
+    return images * -(-size // tile.depth) if within_images else -(-images * size // tile.depth)
+
+
+def _tiles(shape: Shape, width: int, tile: Tile, flat: bool, bias: bool) -> int:
+    rows = triton.cdiv(min(width, shape.group_out), tile.rows)
+    if flat:
+        columns = triton.cdiv(shape.fan_in, tile.columns)
+    else:
+        columns = triton.cdiv(shape.group_in, tile.columns) * shape.taps
+    return shape.groups * rows * (columns + bias)
