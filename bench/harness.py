@@ -21,6 +21,8 @@ from statistics import median, quantiles
 
 import torch
 
+from neq_kernels import native
+
 NOISE_LIMIT = 0.03
 # More than twice the last-level cache share of the CPUs and GPUs this is meant for.
 CACHE_BYTES = 128 << 20
@@ -166,8 +168,12 @@ def commit() -> str:
 
 
 def results_path(bench: str, device: str = "cpu") -> Path:
-    """bench/results/<device>/<bench>.csv"""
-    slug = re.sub(r"[^a-z0-9]+", "-", device_name(device).lower()).strip("-")
+    """bench/results/<device>/<bench>.csv; of a CPU with its instruction set, as makers give one
+    name to several generations."""
+    name = device_name(device)
+    if torch.device(device).type == "cpu" and native.available():
+        name = f"{name} {native.cpu_isa()}"
+    slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
     return RESULTS / slug / f"{bench}.csv"
 
 

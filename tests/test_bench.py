@@ -141,6 +141,10 @@ def test_table_heads_each_geometry_once():
 
 def test_results_are_filed_by_machine(monkeypatch):
     monkeypatch.setattr(harness, "device_name", lambda device: "AMD EPYC (Milan) 7B13")
+    monkeypatch.setattr(harness.native, "available", lambda: True)
+    monkeypatch.setattr(harness.native, "cpu_isa", lambda: "avx2")
+    assert harness.results_path("layers").parts[-2:] == ("amd-epyc-milan-7b13-avx2", "layers.csv")
+    monkeypatch.setattr(harness.native, "available", lambda: False)
     assert harness.results_path("layers").parts[-2:] == ("amd-epyc-milan-7b13", "layers.csv")
 
 

@@ -218,14 +218,18 @@ def machine() -> str:
 
 @cache
 def _processor() -> str:
+    """Its name, and the numbers that tell apart what makers sell under one name."""
+    found: dict[str, str] = {}
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
             for line in file:
-                if line.startswith("model name"):
-                    return line.partition(":")[2].strip()
+                key, _, value = line.partition(":")
+                found.setdefault(key.strip(), value.strip())
     except OSError:
         pass
-    return platform.processor() or platform.machine()
+    if "model name" not in found:
+        return platform.processor() or platform.machine()
+    return f"{found['model name']} {found.get('cpu family', '')}.{found.get('model', '')}"
 
 
 def _may_measure(device: str) -> bool:
