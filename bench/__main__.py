@@ -5,7 +5,16 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from bench import channel_moments, layers, overhead, pack_channels, protect, row_optimizers, train
+from bench import (
+    channel_moments,
+    depthwise_wgrad,
+    layers,
+    overhead,
+    pack_channels,
+    protect,
+    row_optimizers,
+    train,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -16,6 +25,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     quick, device = arguments.quick, ["--device", arguments.device]
     if arguments.device == "cpu":
         pack_channels.main(["--quick", "--seconds", "0.3"] if quick else [])
+        depthwise_wgrad.main(["--quick", "--seconds", "0.3"] if quick else [])
         channel_moments.main(["--quick", "--seconds", "0.3"] if quick else [])
     layers.main([*device, *(["--quick"] if quick else [])])
     overhead.main([*device, *(["--seconds", "8"] if quick else [])])

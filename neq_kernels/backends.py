@@ -16,15 +16,27 @@ import torch
 from torch import Tensor
 
 from neq_kernels import kernels, native, reference
+from neq_kernels.active import Lists
 
 ORDER = ("triton", "native", "torch")
-GRADIENTS = ("pack_channels", "linear_wgrad", "linear_backward", "conv_wgrad", "conv_backward")
+GRADIENTS = (
+    "pack_channels",
+    "linear_wgrad",
+    "linear_backward",
+    "conv_wgrad",
+    "conv_backward",
+    "depthwise_wgrad",
+)
 # What training needs besides; a backend that was asked for and has none leaves it to the others.
 BESIDE = ("channel_moments", "compact", "row_sgd", "row_adamw")
 OPERATORS = (*GRADIENTS, *BESIDE)
 TRITON_OPERATORS = ("linear_wgrad", "linear_backward", "conv_wgrad", "conv_backward")
 # What of native runs on a GPU: packing, and the gradients by way of it.
-NATIVE_ON_CUDA = (*GRADIENTS, "row_sgd", "row_adamw")
+NATIVE_ON_CUDA = (
+    *(name for name in GRADIENTS if name != "depthwise_wgrad"),
+    "row_sgd",
+    "row_adamw",
+)
 _NATIVE_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
@@ -33,6 +45,32 @@ def _native_pack(
 ) -> tuple[Tensor, Tensor]:
     packed, sums = torch.ops.neq_kernels.pack_channels(dy, index, width, dim, bias)
     return packed, sums
+
+
+def _native_depthwise(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    lists: Lists,
+    bias: bool,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> tuple[Tensor, Tensor]:
+    dw, db = torch.ops.neq_kernels.depthwise_wgrad(
+        dy, x, weight, lists.index, lists.count, stride, padding, dilation, bias
+    )
+    return dw, db
+
+
+def _native_conv(operator: str) -> Callable[..., Any]:
+    function = getattr(reference, operator)
+
+    def compute(dy: Tensor, *arguments: Any) -> Any:
+        depthwise = _native_depthwise if dy.device.type == "cpu" else None
+        return function(dy, *arguments, pack=_native_pack, depthwise=depthwise)
+
+    return compute
 
 
 def _native_moments(a: Tensor, b: Tensor, dim: int, per_sample: bool) -> Tensor:
@@ -66,6 +104,9 @@ def _native_compact(layers: Sequence[Tensor], epsilon: float = 0.0) -> Tensor:
 
 _NATIVE: dict[str, Callable[..., Any]] = {
     "pack_channels": _native_pack,
+    "depthwise_wgrad": _native_depthwise,
+    "conv_wgrad": _native_conv("conv_wgrad"),
+    "conv_backward": _native_conv("conv_backward"),
     "channel_moments": _native_moments,
     "compact": _native_compact,
     "row_sgd": _native_row_sgd,

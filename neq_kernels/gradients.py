@@ -138,11 +138,17 @@ def conv_geometry(
 ) -> planner.Geometry:
     """The same of a convolution with output gradient ``dy`` ``[N, O, *out]``."""
     size = max(channels.size, 1)
+    fused = (
+        dy.device.type == "cpu"
+        and reference.is_depthwise(weight, geometry.groups)
+        and backends.why_not("native", "cpu", dy.dtype) is None
+        and backends.resolve("conv_wgrad", "cpu", dy.dtype, dy.dim() - 2)[0] == "native"
+    )
     return planner.Geometry(
         "conv", dy.device.type, dy.dtype, dy.numel() // size, weight.numel() // size,
         channels.size, channels.count, geometry.groups, weight.shape[2:].numel(),
         not dy.is_contiguous(), propagate, (dy.shape[0], *dy.shape[2:]),
-        (*geometry.stride, *geometry.dilation), needed,
+        (*geometry.stride, *geometry.dilation), needed, fused,
     )  # fmt: skip
 
 

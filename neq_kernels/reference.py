@@ -2,7 +2,7 @@
 
 Neurons are output channels. ``lists`` names the active ones; ``dy`` is the gradient of the layer's
 output. Whatever has the shape of a parameter comes back in full shape with frozen rows exactly
-zero. ``pack`` is the one part that other backends replace.
+zero. ``pack`` and ``depthwise`` are what other backends replace.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ BLOCK = 8
 CHUNK = {"cpu": 1 << 17, "cuda": 1 << 24}
 
 Pack = Callable[[Tensor, Tensor, int, int, bool], tuple[Tensor, Tensor]]
+Depthwise = Callable[..., tuple[Tensor, Tensor]]
 
 
 def pack_channels(
@@ -142,6 +143,7 @@ def conv_wgrad(
     dilation: Sequence[int],
     groups: int,
     pack: Pack = pack_channels,
+    depthwise: Depthwise | None = None,
 ) -> tuple[Tensor, Tensor]:
     """``dW[index[i], c, r] = sum over n, p of dy[n, index[i], p] * x[n, c, p*stride + r*dilation
     - padding]`` in 1 to 3 spatial dimensions, and the same rows of the bias gradient.
@@ -149,8 +151,34 @@ def conv_wgrad(
     Of ``weight`` (``[O, C/groups, *kernel]``) only shape and strides are read.
     """
     geometry = (stride, padding, dilation)
-    _, dw, db = _conv(dy, x, weight, lists, bias, geometry, groups, pack, dgrad=False)
+    if depthwise and is_depthwise(weight, groups):
+        return depthwise(dy, x, weight, lists, bias, *geometry)
+    _, dw, db = _conv(dy, x, weight, lists, bias, geometry, groups, pack, (False, True))
     return dw, db
+
+
+def depthwise_wgrad(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    lists: Lists,
+    bias: bool,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> tuple[Tensor, Tensor]:
+    """:func:`conv_wgrad` where every group has one input channel: ``dW[index[i], 0, r] = sum over
+    n, p of dy[n, index[i], p] * x[n, index[i] // multiplier, p*stride + r*dilation - padding]`` for
+    ``multiplier = O / C``, from the active channels' groups alone."""
+    geometry, groups = (stride, padding, dilation), x.shape[1]
+    needed = (False, True)
+    _, dw, db = _conv(dy, x, weight, lists, bias, geometry, groups, pack_channels, needed)
+    return dw, db
+
+
+def is_depthwise(weight: Tensor, groups: int) -> bool:
+    """Whether :func:`depthwise_wgrad` computes this convolution's gradient, in every backend."""
+    return groups > 1 and weight.shape[1] == 1 and weight.dim() in (3, 4)
 
 
 def conv_backward(
@@ -164,10 +192,16 @@ def conv_backward(
     dilation: Sequence[int],
     groups: int,
     pack: Pack = pack_channels,
+    depthwise: Depthwise | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Both gradients of a convolution from its active channels alone, from one packing of ``dy``:
     those of a dense backward whose ``dy`` is zero in the frozen channels."""
-    return _conv(dy, x, weight, lists, bias, (stride, padding, dilation), groups, pack, dgrad=True)
+    geometry = (stride, padding, dilation)
+    if depthwise and is_depthwise(weight, groups):
+        dw, db = depthwise(dy, x, weight, lists, bias, *geometry)
+        needed = (True, False)
+        return _conv(dy, x, weight, lists, False, geometry, groups, pack, needed)[0], dw, db
+    return _conv(dy, x, weight, lists, bias, geometry, groups, pack, (True, True))
 
 
 def _conv(
@@ -179,15 +213,15 @@ def _conv(
     geometry: tuple[Sequence[int], ...],
     groups: int,
     pack: Pack,
-    dgrad: bool,
+    needed: tuple[bool, bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
     if groups > 1:
-        return _grouped_conv(dy, x, weight, lists, bias, geometry, groups, pack, dgrad)
+        return _grouped_conv(dy, x, weight, lists, bias, geometry, groups, pack, needed)
     width = _whole_blocks(lists)
     index = lists.padded[:width]
     packed, sums = pack(dy, index, width, 1, bias)
-    rows = weight.index_select(0, index.clamp(min=0)) if dgrad else _rows_like(weight, width)
-    dx, dw = conv_gradients(packed, x, rows, geometry, 1, (dgrad, True))
+    rows = weight.index_select(0, index.clamp(min=0)) if needed[0] else _rows_like(weight, width)
+    dx, dw = conv_gradients(packed, x, rows, geometry, 1, needed)
     db = spread(sums, lists) if bias else sums
     return dx, spread(dw, lists, like=weight), db
 
@@ -201,7 +235,7 @@ def _grouped_conv(
     geometry: tuple[Sequence[int], ...],
     groups: int,
     pack: Pack,
-    dgrad: bool,
+    needed: tuple[bool, bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
     places = lists.regrouped(groups)
     kept, index = places.groups.numel(), places.index
@@ -211,16 +245,21 @@ def _grouped_conv(
     fan_in = weight.shape[1]
     inputs = places.groups[:, None] * fan_in + torch.arange(fan_in, device=x.device)
     inputs = inputs.flatten().to(torch.int32)
-    x_kept = x if kept == groups else pack(x, inputs, inputs.numel(), 1, False)[0]
-    if dgrad:
+    if kept == groups:
+        x_kept = x
+    elif needed[1]:
+        x_kept = pack(x, inputs, inputs.numel(), 1, False)[0]
+    else:
+        x_kept = torch.empty_like(x.narrow(1, 0, inputs.numel()))  # for its shape alone
+    if needed[0]:
         rows = weight.index_select(0, index.clamp(min=0))
     else:
         rows = _rows_like(weight, index.numel())
-    dx, dw = conv_gradients(packed, x_kept, rows, geometry, kept, (dgrad, True))
-    if dgrad and kept < groups:
+    dx, dw = conv_gradients(packed, x_kept, rows, geometry, kept, needed)
+    if needed[0] and kept < groups:
         dx = torch.zeros_like(x).index_copy_(1, inputs.long(), dx)
     db = spread(sums, places) if bias else sums
-    return dx, spread(dw, places, like=weight), db
+    return dx, spread(dw, places, like=weight) if needed[1] else dw, db
 
 
 def conv_gradients(

@@ -35,4 +35,11 @@ void row_adamw(const std::vector<torch::stable::Tensor>& params,
                const std::vector<int64_t>& dim, double lr, double beta1, double beta2, double eps,
                double weight_decay, bool decoupled, bool amsgrad, bool maximize);
 
+// dW and db (shape [0] without `bias`) of a convolution with one input channel per group.
+std::tuple<torch::stable::Tensor, torch::stable::Tensor> depthwise_wgrad(
+    const torch::stable::Tensor& dy, const torch::stable::Tensor& x,
+    const torch::stable::Tensor& weight, const torch::stable::Tensor& index, int64_t width,
+    std::vector<int64_t> stride, std::vector<int64_t> padding, std::vector<int64_t> dilation,
+    bool bias);
+
 }  // namespace neq::python

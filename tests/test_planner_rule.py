@@ -66,6 +66,14 @@ def test_channels_last_depthwise_convolutions_pack_nothing(count, propagate):
     assert choose(last) == "dense"
 
 
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_fused_depthwise_convolutions_pay_where_few_are_active(channels_last):
+    fused = replace(DEPTHWISE, fused=True, channels_last=channels_last)
+    assert choose(fused) == "packed"
+    assert choose(replace(fused, count=143)) == "dense"
+    assert choose(replace(fused, positions=16)) == "dense"
+
+
 def test_two_gradients_save_twice():
     expand = Geometry("conv", "cpu", torch.float32, 16 * 6 * 6, 96, 576, 288, channels_last=True)
     assert choose(expand) == "dense"

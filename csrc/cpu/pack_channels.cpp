@@ -20,20 +20,21 @@
 #include "status.h"
 
 namespace neq::pack {
-namespace {
 
-constexpr int64_t kRowChunkBytes = 16 << 10;
-constexpr int64_t kPrefetchBytes = 2048;
-// Of some 64 KiB each: waking another thread costs as much as one or two.
-constexpr int64_t kTasksEach = 4;
-
-const Kernels& kernels(neq_dtype dtype) noexcept {
+const Kernels& best_kernels(neq_dtype dtype) noexcept {
 #if defined(__x86_64__)
   if (neq_cpu_isa() >= NEQ_ISA_AVX512) return avx512_kernels(dtype);
   if (neq_cpu_isa() >= NEQ_ISA_AVX2) return avx2_kernels(dtype);
 #endif
   return scalar_kernels(dtype);
 }
+
+namespace {
+
+constexpr int64_t kRowChunkBytes = 16 << 10;
+constexpr int64_t kPrefetchBytes = 2048;
+// Of some 64 KiB each: waking another thread costs as much as one or two.
+constexpr int64_t kTasksEach = 4;
 
 struct Job {
   const Geometry& geometry;
@@ -287,7 +288,7 @@ neq_status neq_pack_channels_cpu(const neq_tensor* dy, int32_t dim, const int32_
   auto* partial = static_cast<double*>(scratch.data);
   auto* groups = reinterpret_cast<Group*>(partial + partials);
   std::fill_n(partial, partials, 0.0);
-  const Kernels& loops = kernels(geometry.dtype);
+  const Kernels& loops = best_kernels(geometry.dtype);
   Job job = {geometry,
              loops,
              static_cast<const char*>(dy->data),

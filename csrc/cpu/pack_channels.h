@@ -76,4 +76,7 @@ const Kernels& avx2_kernels(neq_dtype dtype) noexcept;
 const Kernels& avx512_kernels(neq_dtype dtype) noexcept;
 #endif
 
+// Those of the instruction set in use.
+const Kernels& best_kernels(neq_dtype dtype) noexcept;
+
 }  // namespace neq::pack

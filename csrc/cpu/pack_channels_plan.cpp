@@ -30,25 +30,6 @@ int64_t start_of_group(int64_t channel, int64_t lanes, int64_t channels) noexcep
   return std::min(channel / lanes * lanes, std::max<int64_t>(channels - lanes, 0));
 }
 
-// Groups of active channels only; none where they lie too far apart.
-void plan_groups(const Kernels& kernels, Group* groups, RowPlan* plan) noexcept {
-  int64_t found = 0;
-  for (int64_t i = 0; i < plan->count;) {
-    const int64_t source = start_of_group(plan->index[i], kernels.lanes, plan->channels);
-    const int64_t start = i;
-    groups[found++] = group_at(source, kernels.lanes, *plan, start, &i);
-    if (start + kernels.lanes <= plan->width) {
-      plan->exact_groups = found;
-      plan->tail = i;
-    }
-  }
-  if (plan->count < kernels.sparse * found) {
-    plan->exact_groups = plan->tail = 0;
-    return;
-  }
-  plan->group_count = found;
-}
-
 // Groups that read the whole row, those without an active channel among them unless most are.
 void plan_lines(const Kernels& kernels, Group* groups, RowPlan* plan) noexcept {
   int64_t found = 0;
@@ -84,6 +65,25 @@ void merge_rows(const Geometry& geometry, Group* groups, RowPlan* plan) noexcept
 
 }  // namespace
 
+void plan_groups(const Kernels& kernels, Group* groups, RowPlan* plan) noexcept {
+  if (kernels.lanes == 0 || plan->channels < kernels.fewest) return;
+  int64_t found = 0;
+  for (int64_t i = 0; i < plan->count;) {
+    const int64_t source = start_of_group(plan->index[i], kernels.lanes, plan->channels);
+    const int64_t start = i;
+    groups[found++] = group_at(source, kernels.lanes, *plan, start, &i);
+    if (start + kernels.lanes <= plan->width) {
+      plan->exact_groups = found;
+      plan->tail = i;
+    }
+  }
+  if (plan->count < kernels.sparse * found) {
+    plan->exact_groups = plan->tail = 0;
+    return;
+  }
+  plan->group_count = found;
+}
+
 int64_t max_groups(const Geometry& geometry) noexcept {
   if (geometry.walk != Walk::kRows) return 0;
   const int64_t lines = divide_up(geometry.channels * geometry.element, kLine);
@@ -97,7 +97,7 @@ RowPlan plan_rows(const Kernels& kernels, const Geometry& geometry, const int32_
   if (kernels.pack_rows) {
     plan_lines(kernels, groups, &plan);
     merge_rows(geometry, groups, &plan);
-  } else if (kernels.lanes > 0) {
+  } else {
     plan_groups(kernels, groups, &plan);
   }
   return plan;

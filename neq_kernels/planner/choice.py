@@ -248,6 +248,7 @@ def _shape(geometry: Geometry) -> str:
     return (
         f"{g.kind} {g.device} {threads} {str(g.dtype).removeprefix('torch.')} 1.25^{sizes} "
         f"fan_in={g.fan_in} size={g.size} groups={g.groups} kernel={g.kernel} steps={g.steps} "
+        f"{'fused ' if g.fused else ''}"
         f"{'channels_last' if g.channels_last else 'contiguous'} propagate={g.propagate} "
         f"{needed}{' deterministic' if deterministic else ''}"
     )

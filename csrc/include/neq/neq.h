@@ -38,6 +38,16 @@ typedef struct neq_tensor {
   int64_t stride[NEQ_MAX_DIMS];
 } neq_tensor;
 
+/* How a convolution slides: per spatial dimension of its tensors, in their order. Output p reads
+ * input p * stride + r * dilation - padding with weight r, and nothing where there is no such
+ * input.
+ */
+typedef struct neq_window {
+  int64_t stride[2];
+  int64_t padding[2];
+  int64_t dilation[2];
+} neq_window;
+
 /* Memory a function may scribble on; aligned to 8 bytes. */
 typedef struct neq_scratch {
   void* data;
@@ -208,6 +218,28 @@ NEQ_API neq_status neq_row_adamw_cpu(const neq_adamw* options, const neq_row_par
 /* As neq_row_sgd_cuda. */
 NEQ_API neq_status neq_row_adamw_cuda(const neq_adamw* options, const neq_row_parameter* parameters,
                                       int64_t count, void* stream);
+
+/* The weight gradient of a convolution with one input channel per group, for its active channels:
+ *   dw[o, 0, r, s] = sum over n, p, q of dy[n, o, p, q] * x[n, o / multiplier, i(p, r), j(q, s)]
+ * with i and j as neq_window says, and db[o] = sum over n, p, q of dy[n, o, p, q], in the same
+ * pass. All other rows of dw and elements of db become zero.
+ *
+ * dy is [N, O, *out], x [N, C, *in], dw [O, 1, *kernel], each with one or two spatial dimensions
+ * and any strides; O is C times the multiplier. `index` lists the `width` active channels, rising
+ * strictly, and may end in a run of -1 (padding). db is [O], contiguous, or NULL. Sums are taken in
+ * fp32 (fp64 for fp64) over short runs and in fp64 across them, in an order that depends on the
+ * sizes and strides alone, and rounded once. Values that are not finite spoil their channel's row,
+ * perhaps in more places than they touch, and no other row.
+ *
+ * `scratch` needs what neq_depthwise_wgrad_cpu_scratch says for the same arguments, or is refused.
+ */
+NEQ_API int64_t neq_depthwise_wgrad_cpu_scratch(const neq_tensor* dy, const neq_tensor* x,
+                                                int64_t width, const neq_window* window,
+                                                const neq_tensor* dw);
+NEQ_API neq_status neq_depthwise_wgrad_cpu(const neq_tensor* dy, const neq_tensor* x,
+                                           const int32_t* index, int64_t width,
+                                           const neq_window* window, const neq_tensor* dw, void* db,
+                                           neq_scratch scratch, const neq_parallel* parallel);
 
 #ifdef __cplusplus
 }

@@ -1,0 +1,155 @@
+"""depthwise_wgrad against aten's full weight gradient: python -m bench.depthwise_wgrad
+
+Shapes are MobileNetV2's depthwise convolutions. "reading" sums X and dY, what any way costs that
+looks at all of them; the ceiling is that time, in NCHW its active share.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from bench.harness import (
+    Provider,
+    Row,
+    input_sets,
+    interleave,
+    noise,
+    noise_verdict,
+    results_path,
+    table,
+    write_csv,
+)
+from bench.pack_channels import keep_freed_memory
+from neq_kernels import native
+
+SHARES = (1.0, 0.5, 0.1)
+
+
+@dataclass(frozen=True)
+class Shape:
+    batch: int
+    channels: int
+    side: int
+    stride: int
+
+    def make(self, dtype: torch.dtype, layout: torch.memory_format) -> tuple[Tensor, Tensor]:
+        """(x, dy) of a 3x3 convolution with padding 1."""
+        out = -(-self.side // self.stride)
+        sizes = [(self.batch, self.channels, side, side) for side in (self.side, out)]
+        x, dy = (torch.randn(size).to(dtype).contiguous(memory_format=layout) for size in sizes)
+        return x, dy
+
+    def __str__(self) -> str:
+        stride = f" stride {self.stride}" if self.stride > 1 else ""
+        return f"3x3{stride} @ {self.batch}x{self.channels}x{self.side}x{self.side}"
+
+
+SMALL = [(32, 48, 1), (96, 48, 2), (144, 24, 1), (144, 24, 2), (192, 12, 1), (192, 12, 2),
+         (384, 6, 1), (576, 6, 1), (576, 6, 2), (960, 3, 1)]  # fmt: skip
+LARGE = [(32, 112, 1), (96, 112, 2), (144, 56, 1), (144, 56, 2), (192, 28, 1), (192, 28, 2),
+         (384, 14, 1), (576, 14, 1), (576, 14, 2), (960, 7, 1)]  # fmt: skip
+SHAPES = [Shape(16, *rest) for rest in SMALL] + [Shape(8, *rest) for rest in LARGE]
+
+
+def _aten(sets: list[tuple[Tensor, Tensor]], weight: Tensor, stride: int, i: int) -> None:
+    x, dy = sets[i]
+    channels = weight.shape[0]
+    torch.ops.aten.convolution_backward(
+        dy, x, weight, [channels], [stride] * 2, [1, 1], [1, 1], False, [0, 0], channels,
+        [False, True, True],
+    )  # fmt: skip
+
+
+def _ours(
+    sets: list[tuple[Tensor, Tensor]], weight: Tensor, index: Tensor, stride: int, i: int
+) -> None:
+    x, dy = sets[i]
+    torch.ops.neq_kernels.depthwise_wgrad(
+        dy, x, weight, index, index.numel(), [stride] * 2, [1, 1], [1, 1], True
+    )
+
+
+def _read(sets: list[tuple[Tensor, Tensor]], i: int) -> None:
+    for tensor in sets[i]:
+        tensor.sum()
+
+
+def measure(
+    shape: Shape, dtype: torch.dtype, layout: torch.memory_format, seconds: float
+) -> list[Row]:
+    """A row per provider and share, all in one interleaved run."""
+    nbytes = sum(tensor.nbytes for tensor in shape.make(dtype, layout))
+    sets = [shape.make(dtype, layout) for _ in range(input_sets(nbytes))]
+    weight = torch.randn(shape.channels, 1, 3, 3).to(dtype)
+    counts = {share: max(1, round(share * shape.channels)) for share in SHARES}
+    ways = {"aten": partial(_aten, sets, weight, shape.stride), "reading": partial(_read, sets)}
+    for share, count in counts.items():
+        index = torch.randperm(shape.channels)[:count].sort().values.int()
+        ways[f"{share:.0%}"] = partial(_ours, sets, weight, index, shape.stride)
+    # In one round everybody works on another input: none finds what the last one read.
+    providers = {
+        name: Provider(lambda i, way=way, shift=shift: way((i + shift) % len(sets)))
+        for shift, (name, way) in enumerate(ways.items())
+    }
+    timings = interleave(providers, sets=len(sets), seconds=seconds)
+    dense, reading = timings["aten"].median, timings["reading"].median
+    last = layout == torch.channels_last
+    rows = []
+    for name, timing in timings.items():
+        share = next((s for s in SHARES if f"{s:.0%}" == name), None)
+        part = 1.0 if share is None or last else counts[share] / shape.channels
+        rows.append(
+            Row(
+                operator="depthwise_wgrad", geometry=str(shape),
+                dtype=str(dtype).split(".")[1], layout="channels_last" if last else "nchw",
+                active=1.0 if share is None else counts[share] / shape.channels,
+                provider=name if share is None else "depthwise_wgrad", dense_ms=dense,
+                ms=timing.median, p20=timing.p20, p80=timing.p80, speedup=dense / timing.median,
+                ceiling_ms=None if share is None else reading * part,
+                ceiling_share=None if share is None else reading * part / timing.median,
+                path="" if share is None else native.cpu_isa(),
+                gb_s=nbytes * part / timing.median / 1e6,
+            )
+        )  # fmt: skip
+    return rows
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--quick", action="store_true", help="batch 16 at 96x96 only")
+    parser.add_argument("--seconds", type=float, default=1.5, help="per geometry and layout")
+    parser.add_argument("--threads", type=int, help="torch's, by default as many as it likes")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
+    parser.add_argument("--output", type=Path, help="CSV file (bench/results/... by default)")
+    arguments = parser.parse_args(argv)
+    torch.set_flush_denormal(True)
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    keep_freed_memory()
+    if not native.available():
+        raise SystemExit(native.why_not())
+    dtype = getattr(torch, arguments.dtype)
+    sets = [Shape(16, 144, 24, 1).make(dtype, torch.channels_last)]
+    weight = torch.randn(144, 1, 3, 3).to(dtype)
+    print(noise_verdict(noise(Provider(lambda i: _aten(sets, weight, 1, 0)))))
+    rows = []
+    for shape in tqdm(SHAPES[: len(SMALL)] if arguments.quick else SHAPES, disable=None):
+        for layout in (torch.contiguous_format, torch.channels_last):
+            measured = measure(shape, dtype, layout, arguments.seconds)
+            tqdm.write(table(measured) + "\n")
+            rows += measured
+    path = arguments.output or results_path("depthwise_wgrad")
+    write_csv(path, rows)
+    print(f"Written: {path}")
+
+
+if __name__ == "__main__":
+    main()

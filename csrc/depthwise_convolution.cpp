@@ -1,0 +1,148 @@
+#include "depthwise_convolution.h"
+
+#include "status.h"
+#include "tensor.h"
+
+namespace neq::depthwise {
+namespace {
+
+constexpr int64_t kMaxTaps = 1 << 24;
+
+long long number(int64_t value) noexcept { return static_cast<long long>(value); }
+
+neq_status check_window(const neq_window& window, int32_t dims) noexcept {
+  for (int32_t d = 0; d < dims; ++d) {
+    if (window.stride[d] < 1 || window.dilation[d] < 1 || window.padding[d] < 0) {
+      return fail(NEQ_INVALID_ARGUMENT,
+                  "window: expected stride and dilation of at least 1 and padding of at least 0, "
+                  "got stride %lld, dilation %lld and padding %lld in spatial dimension %d",
+                  number(window.stride[d]), number(window.dilation[d]), number(window.padding[d]),
+                  d);
+    }
+  }
+  return NEQ_OK;
+}
+
+neq_status check_kinds(const neq_tensor& dy, const neq_tensor& x, const neq_tensor& dw) noexcept {
+  if (dy.ndim != 3 && dy.ndim != 4) {
+    return fail(NEQ_UNSUPPORTED,
+                "dy: expected [N, O, length] or [N, O, height, width], got %d dimensions", dy.ndim);
+  }
+  const struct {
+    const char* name;
+    const neq_tensor& tensor;
+  } others[] = {{"x", x}, {"dw", dw}};
+  for (const auto& [name, tensor] : others) {
+    if (tensor.dtype != dy.dtype || tensor.ndim != dy.ndim) {
+      return fail(NEQ_INVALID_ARGUMENT,
+                  "%s: expected dy's dtype %d and %d dimensions, got dtype %d and %d dimensions",
+                  name, dy.dtype, dy.ndim, tensor.dtype, tensor.ndim);
+    }
+  }
+  return NEQ_OK;
+}
+
+neq_status check_channels(const neq_tensor& dy, const neq_tensor& x, const neq_tensor& dw,
+                          int64_t width) noexcept {
+  const int64_t outputs = dy.size[1];
+  const int64_t inputs = x.size[1];
+  if (outputs > INT32_MAX) {
+    return fail(NEQ_UNSUPPORTED, "dy: expected at most %d channels, got %lld", INT32_MAX,
+                number(outputs));
+  }
+  if (x.size[0] != dy.size[0]) {
+    return fail(NEQ_INVALID_ARGUMENT, "x: expected dy's batch of %lld, got %lld",
+                number(dy.size[0]), number(x.size[0]));
+  }
+  if (inputs == 0 ? outputs != 0 : outputs % inputs != 0) {
+    return fail(NEQ_INVALID_ARGUMENT,
+                "x: expected channels that divide dy's %lld, got %lld; other groups are not "
+                "depthwise",
+                number(outputs), number(inputs));
+  }
+  if (dw.size[0] != outputs || dw.size[1] != 1) {
+    return fail(NEQ_INVALID_ARGUMENT,
+                "dw: expected shape [%lld, 1, ...], one input channel per row, got [%lld, %lld, "
+                "...]",
+                number(outputs), number(dw.size[0]), number(dw.size[1]));
+  }
+  if (width < 0 || width > outputs) {
+    return fail(NEQ_INVALID_ARGUMENT, "width: expected 0 to %lld, the channels of dy, got %lld",
+                number(outputs), number(width));
+  }
+  return NEQ_OK;
+}
+
+// Whether dy has the size this axis gives; its reach fits 64 bits then.
+neq_status check_axis(const Axis& axis, int32_t d) noexcept {
+  int64_t reach = 0;
+  int64_t padded = 0;
+  const bool fits = !__builtin_mul_overflow(axis.kernel - 1, axis.dilation, &reach) &&
+                    !__builtin_mul_overflow(axis.padding, int64_t{2}, &padded) &&
+                    !__builtin_add_overflow(padded, axis.in, &padded) &&
+                    !__builtin_add_overflow(padded, axis.stride, &padded);
+  if (axis.kernel < 1 || !fits) {
+    return fail(NEQ_INVALID_ARGUMENT,
+                "dw: expected a kernel size of at least 1, its reach within 64 bits, got %lld in "
+                "spatial dimension %d",
+                number(axis.kernel), d);
+  }
+  const int64_t room = padded - axis.stride - reach - 1;
+  const int64_t out = room < 0 ? 0 : room / axis.stride + 1;
+  if (axis.out == out) return NEQ_OK;
+  return fail(NEQ_INVALID_ARGUMENT,
+              "dy: expected size %lld in spatial dimension %d, which x's %lld and the window give, "
+              "got %lld",
+              number(out), d, number(axis.in), number(axis.out));
+}
+
+Strides strides(const neq_tensor& tensor) noexcept {
+  if (tensor.ndim == 3) return {tensor.stride[0], tensor.stride[1], {0, tensor.stride[2]}};
+  return {tensor.stride[0], tensor.stride[1], {tensor.stride[2], tensor.stride[3]}};
+}
+
+}  // namespace
+
+neq_status understand(const neq_tensor* dy, const neq_tensor* x, int64_t width,
+                      const neq_window* window, const neq_tensor* dw,
+                      Convolution* convolution) noexcept {
+  neq_status status = check_tensor("dy", dy);
+  if (status == NEQ_OK) status = check_tensor("x", x);
+  if (status == NEQ_OK) status = check_tensor("dw", dw);
+  if (status == NEQ_OK && !window) {
+    status = fail(NEQ_INVALID_ARGUMENT, "window: expected strides, got a null pointer");
+  }
+  if (status == NEQ_OK) status = check_kinds(*dy, *x, *dw);
+  if (status == NEQ_OK) status = check_window(*window, dy->ndim - 2);
+  if (status == NEQ_OK) status = check_channels(*dy, *x, *dw, width);
+  if (status == NEQ_OK) status = check_own_memory("dw", *dw);
+  if (status != NEQ_OK) return status;
+
+  const int64_t outputs = dy->size[1];
+  const int64_t inputs = x->size[1];
+  const int64_t multiplier = inputs ? outputs / inputs : 1;
+  *convolution = {static_cast<neq_dtype>(dy->dtype),
+                  dy->size[0],
+                  outputs,
+                  inputs,
+                  multiplier ? multiplier : 1,
+                  {{1, 1, 1, 1, 0, 1}, {1, 1, 1, 1, 0, 1}},
+                  strides(*dy),
+                  strides(*x),
+                  strides(*dw)};
+  const int32_t dims = dy->ndim - 2;
+  for (int32_t d = 0; d < dims; ++d) {
+    Axis& axis = convolution->axis[2 - dims + d];
+    axis = {dy->size[2 + d],   x->size[2 + d],     dw->size[2 + d],
+            window->stride[d], window->padding[d], window->dilation[d]};
+    status = check_axis(axis, d);
+    if (status != NEQ_OK) return status;
+  }
+  if (convolution->taps() > kMaxTaps) {
+    return fail(NEQ_UNSUPPORTED, "dw: expected kernels of at most %lld weights, got %lld",
+                number(kMaxTaps), number(convolution->taps()));
+  }
+  return NEQ_OK;
+}
+
+}  // namespace neq::depthwise
