@@ -55,7 +55,7 @@ NARROW: dict[str, tuple[Tile, ...]] = {
         Tile(64, 64, 32, 8, 3),
         Tile(64, 128, 32, 8, 3),
     ),
-    "ieee": (Tile(16, 32, 32, 4, 3, registers=168), Tile(16, 64, 16, 4, 3, registers=224)),
+    "ieee": (Tile(16, 32, 16, 4, 3, registers=168), Tile(16, 64, 16, 4, 3, registers=224)),
 }
 
 
