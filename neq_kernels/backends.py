@@ -31,11 +31,10 @@ GRADIENTS = (
 BESIDE = ("channel_moments", "compact", "row_sgd", "row_adamw")
 OPERATORS = (*GRADIENTS, *BESIDE)
 TRITON_OPERATORS = ("linear_wgrad", "linear_backward", "conv_wgrad", "conv_backward")
-# What of native runs on a GPU: packing, and the gradients by way of it.
+# What of native runs on a GPU: gradients by way of packing, and what is beside them.
 NATIVE_ON_CUDA = (
     *(name for name in GRADIENTS if name != "depthwise_wgrad"),
-    "row_sgd",
-    "row_adamw",
+    *BESIDE,
 )
 _NATIVE_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 

@@ -1,9 +1,9 @@
 // compact for torch: allocates the lists of all layers as one tensor and calls the core.
-#include <optional>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
+#include "on_cuda.h"
 #include "operators.h"
 #include "tensor.h"
 
@@ -55,11 +55,17 @@ Tensor compact(const std::vector<Tensor>& layers, double epsilon) {
     choices.push_back({layer.data_ptr(), layer.size(0)});
     total += layer.size(0);
   }
-  const Tensor lists = torch::stable::empty(std::vector<int64_t>{total}, ScalarType::Int,
-                                            std::nullopt, first.device());
-  check(neq_compact_cpu(choices.data(), static_cast<int64_t>(choices.size()), kind, epsilon,
-                        static_cast<int32_t*>(lists.data_ptr())),
-        kOp);
+  const Tensor lists = uninitialized(first, {total}, ScalarType::Int);
+  const auto count = static_cast<int64_t>(choices.size());
+  auto* const data = static_cast<int32_t*>(lists.data_ptr());
+#ifdef NEQ_WITH_CUDA
+  if (first.is_cuda()) {
+    const OnCuda here(first, kOp);
+    check(neq_compact_cuda(choices.data(), count, kind, epsilon, data, here.stream()), kOp);
+    return lists;
+  }
+#endif
+  check(neq_compact_cpu(choices.data(), count, kind, epsilon, data), kOp);
   return lists;
 }
 

@@ -28,6 +28,9 @@ PROMISES: dict[str, list[str]] = {
     r"(pack_planes|pack_long_runs|step_rows)<": [],  # where addresses or strides do not allow it
     r"pack_rows<": [],  # gathers single channels
     r"step_strided<": [],
+    rf"add_(rows|runs)<{BY_16_BYTES}": [LOAD],
+    r"add_(rows|runs)<": [],  # where addresses or strides do not allow it
+    r"(add_anything|compact_layers)\b": [],
     r"add_parts\b": [],
 }
 

@@ -30,6 +30,19 @@ const Kernels& kernels(neq_dtype a, neq_dtype b) noexcept {
   return scalar_kernels(a, b);
 }
 
+Add loop_of(const Geometry& geometry) noexcept {
+  const Kernels& loops = kernels(geometry.a, geometry.b);
+  switch (geometry.walk) {
+    case Walk::kRows:
+      return loops.rows;
+    case Walk::kRuns:
+      return loops.runs;
+    case Walk::kStrided:
+      break;
+  }
+  return loops.strided;
+}
+
 struct Job {
   const Geometry& geometry;
   Add add;
@@ -201,7 +214,7 @@ neq_status neq_channel_moments_cpu(const neq_tensor* a, const neq_tensor* b, int
   }
 
   Job job = {geometry,
-             kernels(geometry.a, geometry.b).*geometry.loop,
+             loop_of(geometry),
              static_cast<const char*>(a->data),
              static_cast<const char*>(b->data),
              moments,

@@ -56,14 +56,14 @@ bool neighbours(Step step, const Geometry& geometry) noexcept {
 void choose_loop(Geometry* geometry) noexcept {
   const int64_t pair = element_bytes(geometry->a) + element_bytes(geometry->b);
   if (neighbours(geometry->inner.step, *geometry)) {
-    geometry->loop = &Kernels::runs;
+    geometry->walk = Walk::kRuns;
     geometry->piece = kRunPiece;
   } else if (neighbours(geometry->channel.step, *geometry)) {
-    geometry->loop = &Kernels::rows;
+    geometry->walk = Walk::kRows;
     const int64_t row = std::max<int64_t>(geometry->channel.size * pair, 1);
     geometry->piece = std::max(kMinRows, kPieceBytes / row / kMinRows * kMinRows);
   } else {
-    geometry->loop = &Kernels::strided;
+    geometry->walk = Walk::kStrided;
     geometry->piece = kStridedPiece;
   }
 }
@@ -73,7 +73,7 @@ void choose_loop(Geometry* geometry) noexcept {
 void fold(Geometry* geometry) noexcept {
   const Dim& channel = geometry->channel;
   const Dim& inner = geometry->inner;
-  const bool together = geometry->loop == &Kernels::rows &&
+  const bool together = geometry->walk == Walk::kRows &&
                         inner.step.a == channel.size * channel.step.a &&
                         inner.step.b == channel.size * channel.step.b;
   if (!together || channel.size == 0 || channel.size > kNarrow / 2) return;

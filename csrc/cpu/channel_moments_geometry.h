@@ -10,6 +10,9 @@
 
 namespace neq::moments {
 
+// Which of the Kernels.
+enum class Walk { kRows, kRuns, kStrided };
+
 struct Dim {
   int64_t size;
   Step step;
@@ -20,7 +23,7 @@ struct Dim {
 struct Geometry {
   neq_dtype a;
   neq_dtype b;
-  Add Kernels::* loop;
+  Walk walk;
   Dim sample;  // one, where samples are summed as well
   Dim channel;
   Dim inner;

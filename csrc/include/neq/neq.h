@@ -131,6 +131,12 @@ typedef struct neq_choice {
 NEQ_API neq_status neq_compact_cpu(const neq_choice* layers, int64_t count, int32_t kind,
                                    double epsilon, int32_t* lists);
 
+/* The same on the current CUDA device, asynchronously on `stream`: what the layers point to, and
+ * `lists`, is the device's.
+ */
+NEQ_API neq_status neq_compact_cuda(const neq_choice* layers, int64_t count, int32_t kind,
+                                    double epsilon, int32_t* lists, void* stream);
+
 /* Per channel c along dimension `dim` of two tensors of equal sizes: the sums of a*b, a*a and b*b
  * over all other dimensions, or, if per_sample, over all but dim and dimension 0.
  *
@@ -146,6 +152,15 @@ NEQ_API int64_t neq_channel_moments_cpu_scratch(const neq_tensor* a, const neq_t
 NEQ_API neq_status neq_channel_moments_cpu(const neq_tensor* a, const neq_tensor* b, int32_t dim,
                                            int32_t per_sample, double* moments, neq_scratch scratch,
                                            const neq_parallel* parallel);
+
+/* The same on the current CUDA device, asynchronously on `stream`. All pointers are the device's.
+ * Sums are bit-identical from run to run.
+ */
+NEQ_API int64_t neq_channel_moments_cuda_scratch(const neq_tensor* a, const neq_tensor* b,
+                                                 int32_t dim, int32_t per_sample);
+NEQ_API neq_status neq_channel_moments_cuda(const neq_tensor* a, const neq_tensor* b, int32_t dim,
+                                            int32_t per_sample, double* moments,
+                                            neq_scratch scratch, void* stream);
 
 /* A parameter, its gradient and its optimizer's state, to be stepped row by row in place: tensors
  * of one dtype and shape, each with its own strides. What steps is written, so it must overlap
