@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from bench import (
     channel_moments,
+    compact,
     depthwise_wgrad,
     layers,
     overhead,
@@ -27,6 +28,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         pack_channels.main(["--quick", "--seconds", "0.3"] if quick else [])
         depthwise_wgrad.main(["--quick", "--seconds", "0.3"] if quick else [])
         channel_moments.main(["--quick", "--seconds", "0.3"] if quick else [])
+        compact.main(["--seconds", "0.1"] if quick else [])
     layers.main([*device, *(["--quick"] if quick else [])])
     overhead.main([*device, *(["--seconds", "8"] if quick else [])])
     protect.main([*device, *(["--seconds", "5", "--frozen", "0.5"] if quick else [])])
