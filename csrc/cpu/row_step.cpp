@@ -34,8 +34,12 @@ struct Work {
   int64_t count;
 };
 
+// None beside an empty dimension: any number of neurons may come with it.
 int64_t mask_words(const neq_row_parameter& parameter) noexcept {
-  return parameter.count < 0 ? 0 : divide_up(parameter.tensor[0].size[parameter.dim], 64);
+  const neq_tensor& tensor = parameter.tensor[0];
+  const int64_t* end = tensor.size + tensor.ndim;
+  if (parameter.count <= 0 || std::find(tensor.size, end, 0) != end) return 0;
+  return divide_up(tensor.size[parameter.dim], 64);
 }
 
 const Kernels& best_kernels(Formula formula, neq_dtype dtype) noexcept {

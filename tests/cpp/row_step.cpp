@@ -157,6 +157,11 @@ void check_refusals() {
                 "parameters: expected 0 to");
   CHECK_REFUSED(neq_row_sgd_cpu(&sgd, &good.view, 1, {scratch.data(), 8}, nullptr), "scratch");
   CHECK(neq_row_sgd_cpu(&sgd, nullptr, 0, {nullptr, 0}, nullptr) == NEQ_OK);
+  // As many neurons as there can be, of nothing.
+  const int32_t first = 0;
+  const neq_tensor nothing = {nullptr, NEQ_F32, 2, {0, INT64_MAX}, {1, 0}};
+  const neq_row_parameter vast = {{nothing, nothing}, 1, &first, 1, 0};
+  CHECK(neq_row_sgd_cpu(&sgd, &vast, 1, {scratch.data(), 8000}, nullptr) == NEQ_OK);
   neq_adamw adamw = {0.1, 0.9, 1, 1e-8, 0, 1, 0, 0, 0};
   CHECK(neq_row_adamw_cpu_scratch(&adamw, &good.view, 1) == -1);
   CHECK(std::strstr(neq_last_error(), "expected betas in [0, 1), got 0.9 and 1"));

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstdlib>
 #include <initializer_list>
@@ -98,12 +99,15 @@ inline Right judge(const neq_tensor& tensor, bool output) {
   if (tensor.ndim < 1 || tensor.ndim > NEQ_MAX_DIMS) return Right::kNo;
   bool empty = false;
   bool large = false;
+  Wide sizes = 1;  // what the product would be without those that are 0
   for (int32_t d = 0; d < tensor.ndim; ++d) {
     if (tensor.size[d] < 0 || tensor.stride[d] < 0) return Right::kNo;
     empty |= tensor.size[d] == 0;
     large |= Wide{tensor.stride[d]} * std::max<int64_t>(tensor.size[d], 1) > (Wide{1} << 40);
+    sizes = std::min(sizes * std::max<int64_t>(tensor.size[d], 1), Wide{1} << 62);
   }
   const Extent extent = extent_of(tensor);
+  if (empty && !large && sizes <= Wide{1} << 40) return Right::kYes;
   if (empty || large) {  // an offset beyond 64 bits is wrong, one of a single element may be
     const bool overflow = !empty && extent.span * bytes_of(tensor.dtype) > Wide{INT64_MAX};
     return overflow ? Right::kNo : Right::kMaybe;
@@ -113,6 +117,23 @@ inline Right judge(const neq_tensor& tensor, bool output) {
     if (tensor.size[d] > 1 && tensor.stride[d] == 0) return Right::kNo;
   }
   return output && overlaps(tensor) ? Right::kMaybe : Right::kYes;
+}
+
+// Of the first `width` places: rising channels, then a run of -1.
+inline Right judge_index(const std::vector<int32_t>& index, int64_t width, int64_t channels) {
+  if (width > static_cast<int64_t>(index.size())) return Right::kMaybe;
+  int64_t last = -1;
+  bool padding = false;
+  for (int64_t i = 0; i < width; ++i) {
+    if (index[i] == -1) {
+      padding = true;
+    } else if (padding || index[i] <= last || index[i] >= channels) {
+      return Right::kNo;
+    } else {
+      last = index[i];
+    }
+  }
+  return Right::kYes;
 }
 
 // Strides for the sizes: dimensions in any order, sometimes with gaps, sometimes expanded.
@@ -151,6 +172,12 @@ inline void damage(Input& input, neq_tensor* tensor) {
   }
 }
 
+// A size nobody has, of a dimension that needs no memory for it as often as not.
+inline void stretch(neq_tensor* tensor, int64_t dim, int64_t size, bool expanded) {
+  tensor->size[dim] = size;
+  if (expanded) tensor->stride[dim] = 0;
+}
+
 // Memory of exactly so many bytes: malloc's, which the sanitizer fences; a null pointer for none.
 class Memory {
  public:
@@ -163,6 +190,10 @@ class Memory {
   Memory& operator=(const Memory&) = delete;
   uint8_t* data() const { return static_cast<uint8_t*>(data_); }
   int64_t bytes() const { return bytes_; }
+  std::vector<uint8_t> copy() const { return {data(), data() + bytes_}; }
+  bool equals(const std::vector<uint8_t>& other) const {
+    return bytes_ == 0 || std::memcmp(data(), other.data(), bytes_) == 0;
+  }
   void randomize(uint64_t seed) {
     for (int64_t i = 0; i < bytes_; ++i) {
       seed = seed * 6364136223846793005u + 1442695040888963407u;
@@ -185,6 +216,54 @@ inline bool small(const neq_tensor& tensor) {
 
 inline int64_t memory_bytes(const neq_tensor& tensor) {
   return static_cast<int64_t>(extent_of(tensor).span) * bytes_of(tensor.dtype);
+}
+
+inline double value_at(const void* data, int32_t dtype) {
+  if (bytes_of(dtype) == 8) {
+    double value = 0;
+    std::memcpy(&value, data, sizeof value);
+    return value;
+  }
+  uint32_t bits = 0;
+  std::memcpy(&bits, data, bytes_of(dtype));
+  if (dtype == NEQ_F16) {
+    const int exponent = bits >> 10 & 31;
+    const double fraction = bits & 1023;
+    const double size = exponent == 31  ? (fraction == 0 ? INFINITY : NAN)
+                        : exponent == 0 ? std::ldexp(fraction, -24)
+                                        : std::ldexp(1024 + fraction, exponent - 25);
+    return bits >> 15 ? -size : size;
+  }
+  if (dtype == NEQ_BF16) bits <<= 16;
+  float value = 0;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+// Numbers -4, -3.75 .. 4: every dtype holds them, and fp64 sums of their products are exact.
+inline void fill_with_quarters(Memory* memory, int32_t dtype, uint64_t seed, bool positive) {
+  const int64_t element = bytes_of(dtype);
+  for (int64_t at = 0; at + element <= memory->bytes(); at += element) {
+    seed = seed * 6364136223846793005u + 1442695040888963407u;
+    const double value = (static_cast<int>(seed >> 32 & 31) - (positive ? 0 : 16)) / 4.0;
+    const auto single = static_cast<float>(value);
+    uint32_t bits = 0;
+    std::memcpy(&bits, &single, sizeof bits);
+    if (dtype == NEQ_F64) std::memcpy(memory->data() + at, &value, sizeof value);
+    if (dtype == NEQ_F32) std::memcpy(memory->data() + at, &bits, sizeof bits);
+    if (dtype == NEQ_BF16) bits >>= 16;
+    if (dtype == NEQ_F16 && value != 0) {
+      bits = (bits >> 16 & 0x8000) | ((bits >> 23 & 255) - 112) << 10 | (bits >> 13 & 1023);
+    }
+    if (element == 2) std::memcpy(memory->data() + at, &bits, 2);
+  }
+}
+
+// Whether the message begins with one of the arguments a function has.
+inline bool error_names(std::initializer_list<const char*> arguments) {
+  return std::any_of(arguments.begin(), arguments.end(), [](const char* name) {
+    return std::strncmp(neq_last_error(), name, std::strlen(name)) == 0;
+  });
 }
 
 inline void force_isa(Input& input) {

@@ -1,7 +1,5 @@
 // neq_pack_channels_cpu on right and wrong arguments. Right ones must succeed and give what a loop
 // gives, wrong ones must be refused and write nothing.
-#include <cmath>
-
 #include "input.h"
 
 namespace {
@@ -55,22 +53,6 @@ void break_something(Input& input, Call* call) {
   }
 }
 
-Right judge_index(const std::vector<int32_t>& index, int64_t width, int64_t channels) {
-  if (width > static_cast<int64_t>(index.size())) return Right::kMaybe;
-  int64_t last = -1;
-  bool padding = false;
-  for (int64_t i = 0; i < width; ++i) {
-    if (index[i] == -1) {
-      padding = true;
-    } else if (padding || index[i] <= last || index[i] >= channels) {
-      return Right::kNo;
-    } else {
-      last = index[i];
-    }
-  }
-  return Right::kYes;
-}
-
 Right judge_call(const Call& call) {
   Right right = both(judge(call.dy, false), judge(call.packed, true));
   if (right == Right::kNo) return right;
@@ -82,18 +64,6 @@ Right judge_call(const Call& call) {
   if (call.dy.size[call.dim] > INT32_MAX) return Right::kNo;
   if (call.packed.size[call.dim] > INT32_MAX) return Right::kNo;
   return both(right, judge_index(call.index, call.packed.size[call.dim], call.dy.size[call.dim]));
-}
-
-double value_at(const void* data, int32_t dtype) {
-  double result = 0;
-  float single = 0;
-  if (dtype == NEQ_F64) {
-    std::memcpy(&result, data, sizeof result);
-  } else if (dtype == NEQ_F32) {
-    std::memcpy(&single, data, sizeof single);
-    result = single;
-  }
-  return result;
 }
 
 // The packed elements bit by bit; sums of fp32 and fp64 that are finite, up to rounding.
@@ -141,7 +111,7 @@ void must_be_refused(Input& input, Call call, Right right) {
   const neq_scratch scratch = {input.once_in(2) ? room : nullptr, input.once_in(2) ? 64 : 0};
   if (right == Right::kNo) {
     CHECK(run(call, call.bias ? room : nullptr, scratch, nullptr) != NEQ_OK);
-    CHECK(neq_last_error()[0] != 0);
+    CHECK(error_names({"dy:", "packed:", "dim:", "index:", "scratch:"}));
   } else {
     neq_pack_channels_cpu_scratch(&call.dy, call.dim, &call.packed, nullptr);
   }
