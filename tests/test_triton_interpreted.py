@@ -28,7 +28,7 @@ def test_interpreted(file):
         env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "NEQ_BACKEND": ""},
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=1800,
     )
     assert result.returncode == 0, result.stdout[-6000:] + result.stderr[-2000:]
     assert " passed" in result.stdout
