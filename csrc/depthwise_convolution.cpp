@@ -1,5 +1,7 @@
 #include "depthwise_convolution.h"
 
+#include <algorithm>
+
 #include "status.h"
 #include "tensor.h"
 
@@ -12,12 +14,14 @@ long long number(int64_t value) noexcept { return static_cast<long long>(value);
 
 neq_status check_window(const neq_window& window, int32_t dims) noexcept {
   for (int32_t d = 0; d < dims; ++d) {
-    if (window.stride[d] < 1 || window.dilation[d] < 1 || window.padding[d] < 0) {
-      return fail(NEQ_INVALID_ARGUMENT,
-                  "window: expected stride and dilation of at least 1 and padding of at least 0, "
-                  "got stride %lld, dilation %lld and padding %lld in spatial dimension %d",
-                  number(window.stride[d]), number(window.dilation[d]), number(window.padding[d]),
-                  d);
+    const int64_t most = std::max({window.stride[d], window.dilation[d], window.padding[d]});
+    if (window.stride[d] < 1 || window.dilation[d] < 1 || window.padding[d] < 0 ||
+        most > INT32_MAX) {
+      return fail(
+          NEQ_INVALID_ARGUMENT,
+          "window: expected stride and dilation of at least 1, padding of at least 0 and "
+          "all below 2^31, got stride %lld, dilation %lld and padding %lld in spatial dimension %d",
+          number(window.stride[d]), number(window.dilation[d]), number(window.padding[d]), d);
     }
   }
   return NEQ_OK;
@@ -96,6 +100,19 @@ neq_status check_axis(const Axis& axis, int32_t d) noexcept {
               number(out), d, number(axis.in), number(axis.out));
 }
 
+// The way from one output's input to the next one's, of which there may be none in x.
+neq_status check_step(const Axis& axis, int64_t stride, int64_t element, int32_t d) noexcept {
+  int64_t step = 0;
+  if (!__builtin_mul_overflow(axis.stride, stride, &step) &&
+      !__builtin_mul_overflow(step, element, &step)) {
+    return NEQ_OK;
+  }
+  return fail(NEQ_INVALID_ARGUMENT,
+              "window: expected strides whose steps through x fit 64 bits, got %lld in spatial "
+              "dimension %d",
+              number(axis.stride), d);
+}
+
 Strides strides(const neq_tensor& tensor) noexcept {
   if (tensor.ndim == 3) return {tensor.stride[0], tensor.stride[1], {0, tensor.stride[2]}};
   return {tensor.stride[0], tensor.stride[1], {tensor.stride[2], tensor.stride[3]}};
@@ -136,11 +153,14 @@ neq_status understand(const neq_tensor* dy, const neq_tensor* x, int64_t width,
     axis = {dy->size[2 + d],   x->size[2 + d],     dw->size[2 + d],
             window->stride[d], window->padding[d], window->dilation[d]};
     status = check_axis(axis, d);
+    if (status == NEQ_OK) status = check_step(axis, x->stride[2 + d], element_bytes(x->dtype), d);
     if (status != NEQ_OK) return status;
   }
-  if (convolution->taps() > kMaxTaps) {
-    return fail(NEQ_UNSUPPORTED, "dw: expected kernels of at most %lld weights, got %lld",
-                number(kMaxTaps), number(convolution->taps()));
+  const Axis& tall = convolution->axis[0];
+  const Axis& wide = convolution->axis[1];
+  if (tall.kernel > kMaxTaps / wide.kernel) {
+    return fail(NEQ_UNSUPPORTED, "dw: expected kernels of at most %lld weights, got %lld x %lld",
+                number(kMaxTaps), number(tall.kernel), number(wide.kernel));
   }
   return NEQ_OK;
 }

@@ -159,6 +159,7 @@ void stage_dy(const PlanePlan& plan, const Units& units, const char* dy, Scalar*
 [[gnu::always_inline]] inline void prefetch(const char* tensor, const Strides& strides,
                                             int64_t rows, int64_t columns, const Units& units,
                                             int64_t element) noexcept {
+  if (rows <= 0 || columns <= 0) return;
   const int64_t bytes =
       ((rows - 1) * strides.axis[0] + (columns - 1) * strides.axis[1] + 1) * element;
   if (bytes > kPrefetchBytes) return;

@@ -317,11 +317,32 @@ void check_refusals() {
     CHECK_REFUSED(call(&dy, &x, index, 2, &wrong, &dw, scratch), "window: expected stride and");
   }
   const neq_window vast = {{1, 1}, {1, 1}, {INT64_MAX, 1}};
-  CHECK_REFUSED(call(&dy, &x, index, 2, &vast, &dw, scratch), "its reach within 64 bits");
-  // One output that meets the input with its middle weights alone, 2^40 to either side.
-  const int64_t far = int64_t{1} << 40;
+  CHECK_REFUSED(call(&dy, &x, index, 2, &vast, &dw, scratch), "all below 2^31");
+  // One output that meets the input with its middle weights alone, 2^30 to either side.
+  const int64_t far = int64_t{1} << 30;
   const neq_window apart = {{1, 1}, {far, 1}, {far, 1}};
   CHECK_REFUSED(call(&dy, &x, index, 2, &apart, &dw, scratch), "window: expected a dilation whose");
+  // Kernels whose product overflows, of no channels.
+  const int64_t most = int64_t{1} << 40;
+  const neq_tensor none = {nullptr, NEQ_F32, 4, {2, 0, 0, 0}, {0, 0, 0, 0}};
+  const neq_tensor huge = {nullptr, NEQ_F32, 4, {0, 1, most, most}, {0, 0, 0, 0}};
+  CHECK_REFUSED(call(&none, &none, index, 0, &window, &huge, scratch), "dw: expected kernels of");
+  // Steps through x beyond 64 bits, of which none is taken.
+  const neq_window leap = {{INT32_MAX, 1}, {1, 1}, {1, 1}};
+  const neq_tensor row = changed(dy, [](neq_tensor& t) { t.size[2] = 1; });
+  const neq_tensor apart_rows =
+      changed(x, [](neq_tensor& t) { t.size[2] = 1, t.stride[2] = int64_t{1} << 50; });
+  CHECK_REFUSED(call(&row, &apart_rows, index, 2, &leap, &dw, scratch), "window: expected strides");
+  // An input of padding alone.
+  const neq_tensor padding = {nullptr, NEQ_F32, 4, {2, 4, 3, 5}, {0, 0, 0, 1}};
+  const neq_tensor empty = changed(padding, [](neq_tensor& t) { t.size[2] = 0; });
+  neq_tensor there = changed(padding, [&](neq_tensor& t) { t.data = data.data(); });
+  const neq_window around = {{1, 1}, {3, 1}, {2, 1}};
+  there.size[2] = 2;
+  std::vector<float> zeros(36, 1.0f);
+  const neq_tensor rows = changed(dw, [&](neq_tensor& t) { t.data = zeros.data(); });
+  CHECK(call(&there, &empty, index, 2, &around, &rows, scratch) == NEQ_OK);
+  CHECK(std::count(zeros.begin(), zeros.end(), 0.0f) == 36);
   CHECK(neq_depthwise_wgrad_cpu_scratch(&dy, &x, 5, &window, &dw) == -1);
   CHECK(std::count(out.begin(), out.end(), 5.0f) == 36);
 }
