@@ -103,6 +103,7 @@ void add_last_rows(const Job& job, int64_t sample, Sums sums) noexcept {
   if (folded == geometry.inner.size) return;
   int64_t positions = 1;
   for (int32_t d = 0; d < geometry.outer_dims; ++d) positions *= geometry.outer[d].size;
+  if (positions == 0) return;
   Place place(geometry, 0);
   for (int64_t position = 0; position < positions; ++position, place.advance()) {
     const Step at = place.offset();

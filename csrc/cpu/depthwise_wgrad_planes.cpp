@@ -290,8 +290,13 @@ bool plan_planes(const Convolution& c, const Kernels& kernels, int64_t width,
   }
   plan->tiles = divide_up(all_units, plan->units);
   const int64_t length = plan->units * plane;
-  // Behind the last unit: what taps reach beyond it, the rest of a vector, and of a staged row.
-  const int64_t behind = rows.reach * columns.pitch + columns.pitch + columns.reach;
+  // Behind the last unit: what taps reach beyond it, or zeros that padding in front has shifted
+  // there, the rest of a vector, and of a staged row.
+  const auto beyond = [](const Axis& axis, const Side& side) {
+    const int64_t lead = divide_up(axis.padding, axis.stride);
+    return std::max(side.reach, std::min(lead, side.band + side.reach));
+  };
+  const int64_t behind = (beyond(c.axis[0], rows) + 1) * columns.pitch + beyond(c.axis[1], columns);
   plan->dy_plane = round_up(length, kMaxLanes) + kMaxLanes;
   plan->plane = round_up(length + behind + kMaxLanes, kMaxLanes) + kMaxLanes;
   plan->sums_bytes = round_up((c.taps() + 1) * kernels.lanes * 8, kCacheLine);

@@ -84,6 +84,12 @@ void check_refusals() {
     t.stride[0] = t.stride[1] = 0;
   });
   CHECK_REFUSED(call(&empty, &empty, 1, 0, scratch), "fewer than 2^54 elements");
+  // No samples, of rows so many that they would be folded.
+  const neq_tensor no_samples = {nullptr, NEQ_F32, 3, {0, 3000, 3}, {9001, 3, 1}};
+  std::vector<double> sums(9, 1.0), folded(4096);
+  CHECK(neq_channel_moments_cpu(&no_samples, &no_samples, 2, 0, sums.data(), {folded.data(), 32768},
+                                nullptr) == NEQ_OK);
+  CHECK(sums[0] == 0 && sums[8] == 0);
   CHECK(neq_channel_moments_cpu_scratch(&a, &shorter, 1, 0) == -1);
   CHECK(std::count(out.begin(), out.end(), 5.0) == 32);
 
