@@ -31,11 +31,8 @@ GRADIENTS = (
 BESIDE = ("channel_moments", "compact", "row_sgd", "row_adamw")
 OPERATORS = (*GRADIENTS, *BESIDE)
 TRITON_OPERATORS = ("linear_wgrad", "linear_backward", "conv_wgrad", "conv_backward")
-# What of native runs on a GPU: gradients by way of packing, and what is beside them.
-NATIVE_ON_CUDA = (
-    *(name for name in GRADIENTS if name != "depthwise_wgrad"),
-    *BESIDE,
-)
+# What of native runs on a GPU.
+NATIVE_ON_CUDA = OPERATORS
 _NATIVE_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
@@ -64,12 +61,7 @@ def _native_depthwise(
 
 def _native_conv(operator: str) -> Callable[..., Any]:
     function = getattr(reference, operator)
-
-    def compute(dy: Tensor, *arguments: Any) -> Any:
-        depthwise = _native_depthwise if dy.device.type == "cpu" else None
-        return function(dy, *arguments, pack=_native_pack, depthwise=depthwise)
-
-    return compute
+    return partial(function, pack=_native_pack, depthwise=_native_depthwise)
 
 
 def _native_moments(a: Tensor, b: Tensor, dim: int, per_sample: bool) -> Tensor:

@@ -139,10 +139,9 @@ def conv_geometry(
     """The same of a convolution with output gradient ``dy`` ``[N, O, *out]``."""
     size = max(channels.size, 1)
     fused = (
-        dy.device.type == "cpu"
-        and reference.is_depthwise(weight, geometry.groups)
-        and backends.why_not("native", "cpu", dy.dtype) is None
-        and backends.resolve("conv_wgrad", "cpu", dy.dtype, dy.dim() - 2)[0] == "native"
+        reference.is_depthwise(weight, geometry.groups)
+        and backends.why_not("native", dy.device.type, dy.dtype) is None
+        and backends.resolve("conv_wgrad", dy.device.type, dy.dtype, dy.dim() - 2)[0] == "native"
     )
     return planner.Geometry(
         "conv", dy.device.type, dy.dtype, dy.numel() // size, weight.numel() // size,

@@ -37,6 +37,7 @@ STABLE_TORCH_LIBRARY_IMPL(neq_kernels, CPU, library) {
 STABLE_TORCH_LIBRARY_IMPL(neq_kernels, CUDA, library) {
   library.impl("channel_moments", TORCH_BOX(&neq::python::channel_moments));
   library.impl("compact", TORCH_BOX(&neq::python::compact));
+  library.impl("depthwise_wgrad", TORCH_BOX(&neq::python::depthwise_wgrad));
   library.impl("pack_channels", TORCH_BOX(&neq::python::pack_channels));
   library.impl("row_adamw", TORCH_BOX(&neq::python::row_adamw));
   library.impl("row_sgd", TORCH_BOX(&neq::python::row_sgd));

@@ -31,6 +31,7 @@ PROMISES: dict[str, list[str]] = {
     rf"add_(rows|runs)<{BY_16_BYTES}": [LOAD],
     r"add_(rows|runs)<": [],  # where addresses or strides do not allow it
     r"(add_anything|compact_layers)\b": [],
+    r"(add_products|store_rows)<": [],  # depthwise_wgrad loads single elements
     r"add_parts\b": [],
 }
 

@@ -5,6 +5,7 @@
 
 #include "cpu/pack_channels_geometry.h"
 #include "cuda/common.cuh"
+#include "cuda/divisor.cuh"
 
 namespace neq::cuda {
 
@@ -17,31 +18,6 @@ constexpr int in_flight(int64_t bytes) { return bytes == 16 ? 4 : 8; }
 struct Offsets {
   int64_t source;  // bytes
   int64_t target;
-};
-
-// Divides by multiplying: 64-bit division is a function call on a GPU, whose registers spill.
-// n / d = high(n * ceil(2^(64+s) / d)) >> s for n < 2^63 and 2^s < d <= 2^(s+1).
-class Divisor {
- public:
-  Divisor() = default;
-  explicit Divisor(int64_t d) : d_(d) {
-    if (d < 2) return;
-    shift_ = 63 - __builtin_clzll(static_cast<uint64_t>(d - 1));
-    const unsigned __int128 one = 1;
-    magic_ = static_cast<uint64_t>(((one << (64 + shift_)) + d - 1) / d);
-  }
-
-  __device__ int64_t divide(int64_t n) const {
-    if (d_ < 2) return n;
-    return static_cast<int64_t>(__umul64hi(static_cast<uint64_t>(n), magic_) >> shift_);
-  }
-
-  __device__ int64_t value() const { return d_; }
-
- private:
-  int64_t d_ = 1;
-  uint64_t magic_ = 0;
-  int shift_ = 0;
 };
 
 // Dimensions around the channels, the last one fastest.

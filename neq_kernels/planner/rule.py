@@ -96,7 +96,7 @@ def choose(geometry: Geometry) -> str:
 def advantage(geometry: Geometry) -> float:
     """What packing saves, in units of what it must save to be worth its cost; 0: never packed."""
     g = geometry
-    if g.fused:
+    if g.fused and g.device == "cpu":  # nothing was measured elsewhere
         return _fused_advantage(g)
     depthwise = g.groups == g.size and g.groups > 1
     if g.groups > 1 and (not depthwise or g.device != "cpu"):

@@ -256,6 +256,18 @@ NEQ_API neq_status neq_depthwise_wgrad_cpu(const neq_tensor* dy, const neq_tenso
                                            const neq_window* window, const neq_tensor* dw, void* db,
                                            neq_scratch scratch, const neq_parallel* parallel);
 
+/* The same on the current CUDA device, asynchronously on `stream` (a cudaStream_t, NULL for the
+ * default one). All pointers are the device's, so `index` is not checked: a place outside
+ * [0, dy->size[1]) is padding. Sums are bit-identical from run to run, not from GPU to GPU.
+ */
+NEQ_API int64_t neq_depthwise_wgrad_cuda_scratch(const neq_tensor* dy, const neq_tensor* x,
+                                                 int64_t width, const neq_window* window,
+                                                 const neq_tensor* dw);
+NEQ_API neq_status neq_depthwise_wgrad_cuda(const neq_tensor* dy, const neq_tensor* x,
+                                            const int32_t* index, int64_t width,
+                                            const neq_window* window, const neq_tensor* dw,
+                                            void* db, neq_scratch scratch, void* stream);
+
 #ifdef __cplusplus
 }
 #endif
