@@ -178,6 +178,12 @@ def test_rounded_thaws_the_nearest(velocities, multiple, epsilon):
         assert v[thawed].min() >= v[frozen].max()
 
 
+def test_rounded_rounds_the_first_epoch_too():
+    layers = {"a": scores(*[0.0] * 12)}
+    assert int(Rounded(Fixed({"a": [3]}), 8).first(layers)["a"].sum()) == 8
+    assert Rounded(Velocity(), 8).first(layers) is None
+
+
 def test_wrappers_carry_their_selectors_state():
     saved = Rounded(Pinned(Velocity(0.25)), 4).state_dict()
     other = Rounded(Pinned(Velocity(0.5)), 4)

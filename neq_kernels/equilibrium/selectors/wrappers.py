@@ -97,6 +97,12 @@ class Rounded(_Wrapper):
             for name, mask in self.selector(scores).items()
         }
 
+    def first(self, scores: Mapping[str, Scores]) -> Mapping[str, Tensor] | None:
+        chosen = super().first(scores)
+        if chosen is None:
+            return None
+        return {name: self._round(mask, scores[name].velocity) for name, mask in chosen.items()}
+
     def _round(self, mask: Tensor, velocity: Tensor) -> Tensor:
         count = int(mask.sum())
         wanted = min(-(-count // self.multiple) * self.multiple, mask.numel())
