@@ -1,9 +1,9 @@
 """pack_channels against a plain copy and against index_select: python -m bench.pack_channels
 
-Bytes count all of dY read (of NCHW only the active planes) and the packed tensor written; the
-ceiling is the time a plain copy into memory of its own would take for as many. A fresh tensor of
-this size costs more in page faults than in work, for every provider alike: unless --fresh, freed
-memory stays with the process, as an allocator made for training keeps it.
+Bytes count all of dY read (of NCHW the cache lines of the active planes) and the packed tensor
+written; the ceiling is the time a plain copy into memory of its own would take for as many. A fresh
+tensor of this size costs more in page faults than in work, for every provider alike: unless
+--fresh, freed memory stays with the process, as an allocator made for training keeps it.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from neq_kernels import native
 
 SHARES = (1.0, 0.5, 0.1)
 MIB = 1 << 20
+LINE = 64
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 
 
@@ -52,9 +53,14 @@ class Shape:
         dy = torch.randn(shape).to(dtype)
         return dy.contiguous(memory_format=torch.channels_last) if self._last() else dy
 
-    def bytes_moved(self, dy: Tensor, packed: Tensor) -> int:
-        rows = self._last() or not self.side
-        return (dy.nbytes if rows else packed.nbytes) + packed.nbytes
+    def bytes_moved(self, dy: Tensor, index: Tensor) -> int:
+        packed = dy.nbytes // dy.shape[1] * index.numel()
+        if self._last() or not self.side:
+            return dy.nbytes + packed
+        plane = self.side**2 * dy.element_size()
+        starts = (torch.arange(dy.shape[0])[:, None] * dy.shape[1] + index) * plane
+        lines = (starts + plane - 1) // LINE - starts // LINE + 1
+        return int(lines.sum()) * LINE + packed
 
     def __str__(self) -> str:
         side = f", {self.side}x{self.side}" if self.side else ""
@@ -110,7 +116,7 @@ def measure(shape: Shape, dtype: torch.dtype, share: float, seconds: float) -> l
     index = torch.randperm(shape.channels)[:count].sort().values.int()
     timings = interleave(providers(inputs, index), sets=sets, seconds=seconds)
     dy = inputs[0]
-    moved = shape.bytes_moved(dy, dy[:, :count])
+    moved = shape.bytes_moved(dy, index)
     rows = []
     for name, timing in timings.items():
         rival = {"pack_channels": "index_select", "pack_channels, bias": "index_select, sum"}

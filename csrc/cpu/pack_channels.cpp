@@ -151,21 +151,20 @@ Start start_of(const Job& job, int64_t at) noexcept {
 }
 
 // Frozen planes are skipped, a processor's own prefetching stops at every gap, and each plane may
-// be another page: short planes are asked for in full a few ahead, and touched further ahead.
+// be another page: runs are asked for in full, as many ahead as make kAheadBytes.
 class PlanePrefetch {
  public:
   PlanePrefetch(const Job& job, int64_t first, int64_t last) noexcept
       : job_(job), first_(first), last_(std::min(last, job.plan.count)) {
-    const int64_t bytes =
-        std::min(job.geometry.run.size, job.geometry.run_step) * job.geometry.element;
-    near_bytes_ = bytes <= kPrefetchBytes ? bytes : 0;
-    far_ = near_bytes_ ? 16 : 1;
+    bytes_ = std::min(job.geometry.run.size, job.geometry.run_step) * job.geometry.element;
+    runs_ = std::clamp<int64_t>(kAheadBytes / std::max<int64_t>(bytes_, 1), 1, kMaxRunsAhead);
   }
 
   [[gnu::always_inline]] void ahead_of(int64_t i, const char* here,
                                        const char* next) const noexcept {
-    if (near_bytes_) prefetch(run(i + 4, here, next), near_bytes_);
-    __builtin_prefetch(run(i + far_, here, next));
+    const char* source = run(i + runs_, here, next);
+    for (int64_t at = 0; at < bytes_; at += 64) __builtin_prefetch(source + at);
+    __builtin_prefetch(source + bytes_ - 1);
   }
 
  private:
@@ -178,11 +177,13 @@ class PlanePrefetch {
     return i < last_ ? here + job_.plan.index[i] * job_.geometry.channel.source : here;
   }
 
+  static constexpr int64_t kMaxRunsAhead = 16;
+
   const Job& job_;
   int64_t first_;
   int64_t last_;
-  int64_t near_bytes_;
-  int64_t far_;
+  int64_t bytes_;
+  int64_t runs_;
 };
 
 void pack_runs(const Job& job, int64_t block, int64_t column) noexcept {

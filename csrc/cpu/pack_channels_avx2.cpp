@@ -163,7 +163,10 @@ NEQ_AVX2 void copy_rows(char* const* targets, const char* const* sources, int64_
     const auto* source = reinterpret_cast<const Storage*>(sources[r]);
     const bool spills = r < rows - exact;
     const int64_t groups = spills ? plan.group_count : plan.exact_groups;
-    for (int64_t g = 0; g < groups; ++g) Element::compress(target, source, plan.groups[g]);
+    for (int64_t g = 0; g < groups; ++g) {
+      prefetch_ahead(source + plan.groups[g].source);
+      Element::compress(target, source, plan.groups[g]);
+    }
     if (!spills || plan.group_count == 0) {
 #pragma GCC unroll 4
       for (int64_t i = plan.tail; i < plan.count; ++i) target[i] = source[plan.index[i]];

@@ -185,6 +185,7 @@ NEQ_AVX512_INLINE void move_groups(typename Element::Storage* target,
   for (int64_t g = 0; g < count; ++g) {
     const Group group = groups[g];
     const auto active = static_cast<Mask>(group.lanes);
+    prefetch_ahead(source + group.source);
     const __m512i lanes = kExact ? Vector::load(active, source + group.source)
                                  : _mm512_loadu_si512(source + group.source);
     const __m512i moved = Vector::compress(active, lanes);
@@ -200,7 +201,7 @@ NEQ_AVX512_INLINE void move_groups(typename Element::Storage* target,
 
 // Few active channels are gathered here first: many small stores into memory that is not in the
 // cache yet would fill the processor's queue of stores, and it could not read on.
-constexpr int64_t kStageBytes = 4096;
+constexpr int64_t kStageBytes = 16384;
 
 // At how many rows a time they are: 0 where they go straight to their place.
 template <class Storage>
