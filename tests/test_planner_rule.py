@@ -78,9 +78,16 @@ def test_two_gradients_save_twice():
     expand = Geometry("conv", "cpu", torch.float32, 16 * 6 * 6, 96, 576, 288, channels_last=True)
     assert choose(expand) == "dense"
     assert choose(replace(expand, propagate="active")) == "packed"
-    few_tokens = Geometry("linear", "cpu", torch.float32, 64, 2048, 128, 12)
+    few_tokens = Geometry("linear", "cpu", torch.float32, 64, 2048, 128, 32)
     assert choose(few_tokens) == "dense"
     assert choose(replace(few_tokens, propagate="active")) == "packed"
+
+
+def test_rows_that_are_not_zeroed_are_saved_too():
+    """One token: no arithmetic to speak of, but a gradient as large as the weight to write."""
+    token = Geometry("linear", "cpu", torch.float32, 1, 1024, 1024, 102)
+    assert 0.5 < planner.rule.advantage(token) < 1
+    assert planner.rule.advantage(replace(token, count=1000)) < 0.05
 
 
 def test_groups_other_than_depthwise_are_dense():

@@ -4,7 +4,7 @@
 and zeroes the frozen ones: right where gathering costs more than the rows it saves.
 
 The rule is a cost model in nanoseconds. What packing saves is the arithmetic of the rows left out,
-in whole blocks of channels. What it costs is the bytes it moves (dY read and packed, the rows
+in whole blocks of channels, and the zeroing of those rows. What it costs is the bytes it moves (dY read and packed, the rows
 spread into a full-shape gradient) and a fixed price for the calls. Packed where it saves clearly
 more than it costs.
 """
@@ -141,10 +141,11 @@ def _saved(g: Geometry, depthwise: bool, rates: Rates) -> float:
     if depthwise:
         inputs *= g.count / g.size
     saved = max(0.0, per_row * g.size - max(per_row * rows, inputs))
+    zeroed = (g.size - g.count) * g.fan_in * g.dtype.itemsize / rates.bytes
     if g.propagate == "all":
-        return saved
+        return saved + zeroed
     # dX saves as much again, and the dense way must first copy dY without its frozen channels.
-    return 2 * saved + 2 * g.positions * g.size * g.dtype.itemsize / rates.bytes
+    return 2 * saved + zeroed + 2 * g.positions * g.size * g.dtype.itemsize / rates.bytes
 
 
 def _bytes_moved(g: Geometry, depthwise: bool) -> int:
