@@ -18,7 +18,7 @@ from copy import deepcopy
 from dataclasses import asdict, dataclass
 from math import sqrt
 from pathlib import Path
-from statistics import mean, median, stdev
+from statistics import median, stdev
 from typing import Any
 
 import torch
@@ -59,7 +59,7 @@ def excess(
     After ``settled_after`` steps, those not run are taken to be like the settled ones that were.
     """
     ratios = [o / d for o, d in zip(ours[settled_after:], dense[settled_after:], strict=True)]
-    expected = mean(ratios)
+    expected = median(ratios)
     total = sum(ours[:settled_after])
     total += max(0, steps - settled_after) * median(ours[settled_after:])
     beyond = sum(ours[:settled_after]) - expected * sum(dense[:settled_after])
@@ -112,7 +112,6 @@ def measure(network: Network, layout: str, share: float) -> tuple[Cost, list[str
     times: dict[str, list[float]] = {name: found for name, (_, found) in both.items()}
     after = settle(ours.model, lambda _: turn(), STEPS)
     files = accesses(lambda: [turn() for _ in range(SETTLED_STEPS)])
-        print([[round(v) for v in t] for t in times.values()])
     total, cost, error = excess(times["ours"], times["dense"], after)
     found = Cost(network.name, layout, share, after, total / 1e3, cost, error, len(files))
     return found, files
