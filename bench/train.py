@@ -243,7 +243,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--rounds", type=int, default=9, help="steps of each provider")
-    parser.add_argument("--quick", action="store_true", help="two networks, three shares")
+    parser.add_argument("--quick", action="store_true", help="two networks, two shares")
     parser.add_argument("--output", type=Path, help="CSV file (bench/results/... by default)")
     arguments = parser.parse_args(argv)
     torch.set_flush_denormal(True)
@@ -251,7 +251,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     chosen = [NETWORKS[name] for name in arguments.networks]
     if arguments.quick:
         chosen = [network for network in chosen if network.quick]
-        random, prefix, rounds = (1.0, 0.5, 0.1), (0.5,), min(rounds, 5)
+        random, prefix, rounds = (1.0, 0.1), (0.5,), min(rounds, 5)
     jobs = [
         (network, layout, pattern, share)
         for network in chosen
