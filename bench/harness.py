@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from statistics import median, quantiles
+from typing import Any
 
 import torch
 
@@ -177,13 +178,15 @@ def results_path(bench: str, device: str = "cpu") -> Path:
     return RESULTS / slug / f"{bench}.csv"
 
 
-def write_csv(path: str | os.PathLike[str], rows: Sequence[Row], device: str = "cpu") -> None:
-    """Write ``rows``, each with the machine and the commit it was measured on."""
+def write_csv(path: str | os.PathLike[str], rows: Sequence[Any], device: str = "cpu") -> None:
+    """Write ``rows``, of :class:`Row` or another dataclass, each with the machine and the commit it
+    was measured on."""
     path, where = Path(path), environment(device)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow([*(field.name for field in fields(Row)), *where])
+        columns = fields(rows[0] if rows else Row)
+        writer.writerow([*(field.name for field in columns), *where])
         for row in rows:
             values = asdict(row).values()
             writer.writerow([*(_plain(value) for value in values), *where.values()])

@@ -79,15 +79,14 @@ NETWORKS = {
     network.name: network
     for network in (
         Network(
-            "ResNet-32", resnet32, lambda: torch.randn(128, 3, 32, 32), _image_loss, IMAGES, 0.8,
-            quick=True,
+            "ResNet-32", resnet32, lambda: torch.randn(128, 3, 32, 32), _image_loss, IMAGES, 0.8
         ),
         Network(
             "ResNet-50", _resnet50, lambda: torch.randn(8, 3, 112, 112), _image_loss, IMAGES, 0.9
         ),
         Network(
             "MobileNetV2", _mobilenet_v2, lambda: torch.randn(16, 3, 96, 96), _image_loss, IMAGES,
-            0.8,
+            0.8, quick=True,
         ),
         Network(
             "ViT", _vit, lambda: torch.randn(16, 3, 112, 112), _image_loss, ("tokens",), 0.9,

@@ -21,11 +21,10 @@ class _NaiveLinear(Function):
     @staticmethod
     def backward(ctx, dy):
         x, weight = ctx.saved_tensors
-        rows = dy[:, ctx.active]
-        dw, db = torch.zeros_like(weight), weight.new_zeros(weight.shape[0])
-        dw[ctx.active] = rows.t() @ x
-        db[ctx.active] = rows.sum(0)
-        return dy @ weight, dw, db, None
+        tokens = dy.flatten(0, -2)
+        dw = torch.zeros_like(weight)
+        dw[ctx.active] = tokens[:, ctx.active].t() @ x.flatten(0, -2)
+        return dy @ weight, dw, _naive_bias(ctx, tokens, 0), None
 
 
 class _NaiveConv(Function):
@@ -43,10 +42,17 @@ class _NaiveConv(Function):
         dx = _conv_backward(dy, x, weight, ctx.geometry, (True, False))[0]
         packed = dy[:, active]
         rows = _conv_backward(packed, x, weight[active], ctx.geometry, (False, True))[1]
-        dw, db = torch.zeros_like(weight), weight.new_zeros(weight.shape[0])
+        dw = torch.zeros_like(weight)
         dw[ctx.active] = rows if groups == 1 else rows[ctx.active]
-        db[ctx.active] = dy[:, ctx.active].sum((0, 2, 3))
-        return dx, dw, db, None, None, None, None
+        return dx, dw, _naive_bias(ctx, dy, (0, 2, 3)), None, None, None, None
+
+
+def _naive_bias(ctx, dy, dims):
+    if not ctx.needs_input_grad[2]:
+        return None
+    db = dy.new_zeros(dy.shape[1])
+    db[ctx.active] = dy[:, ctx.active].sum(dims)
+    return db
 
 
 def _conv_backward(dy, x, weight, geometry, needed):

@@ -28,14 +28,13 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import neq_kernels as neq
+from bench.fresh import settle
 from bench.harness import NOISE_LIMIT, Row, Timing, results_path, table, write_csv
 from bench.models import NETWORKS, Network
 from bench.rivals import naive_forward
 
 RANDOM, PREFIX = (1.0, 0.5, 0.25, 0.1, 0.02), (0.75, 0.5, 0.25)
 OURS = {"ours, propagate=all": "all", "ours, propagate=active": "active"}
-# Steps until the planner has settled every geometry, at most.
-SETTLING = 30
 Sets = Mapping[str, neq.ActiveSet]
 
 
@@ -111,19 +110,19 @@ def contenders(model: nn.Module, pattern: str, share: float) -> dict[str, Conten
     if share == 1:
         made["dense again"] = contender(deepcopy(model))
         made["ours, propagate=all"] = contender(deepcopy(model), sets)
-        made["wgrad off"] = _frozen_layers(model, sets)
+        made["wgrad off"] = frozen_layers(model, sets)
         return made
     if pattern == "prefix":
         whole = [name for name, active in sets.items() if active.is_empty]
-        made["requires_grad=False"] = _frozen_layers(model, whole)
+        made["requires_grad=False"] = frozen_layers(model, whole)
         made["ours, propagate=all"] = contender(deepcopy(model), sets)
         return made
     order = torch.randperm(len(sets), generator=torch.Generator().manual_seed(0)).tolist()
     names = list(sets)
-    made["wgrad off"] = _frozen_layers(model, sets)
-    made["masked"] = _masked(model, sets)
-    made["naive"] = _naive(model, sets)
-    made["whole layers"] = _frozen_layers(
+    made["wgrad off"] = frozen_layers(model, sets)
+    made["masked"] = masked(model, sets)
+    made["naive"] = naive(model, sets)
+    made["whole layers"] = frozen_layers(
         model, [names[i] for i in order[: round((1 - share) * len(names))]]
     )
     for name, propagate in OURS.items():
@@ -131,14 +130,16 @@ def contenders(model: nn.Module, pattern: str, share: float) -> dict[str, Conten
     return made
 
 
-def _frozen_layers(model: nn.Module, names: Sequence[str] | Sets) -> Contender:
+def frozen_layers(model: nn.Module, names: Sequence[str] | Sets) -> Contender:
+    """Torch's network, the layers of ``names`` frozen whole."""
     model = deepcopy(model)
     for name in names:
         model.get_submodule(name).requires_grad_(False)
     return contender(model)
 
 
-def _masked(model: nn.Module, sets: Sets) -> Contender:
+def masked(model: nn.Module, sets: Sets) -> Contender:
+    """Torch's network, the frozen rows of its gradients zeroed after the backward."""
     made = contender(deepcopy(model))
     layers = [(made.model.get_submodule(name), active.frozen) for name, active in sets.items()]
 
@@ -152,7 +153,8 @@ def _masked(model: nn.Module, sets: Sets) -> Contender:
     return made
 
 
-def _naive(model: nn.Module, sets: Sets) -> Contender:
+def naive(model: nn.Module, sets: Sets) -> Contender:
+    """Torch's network, its frozen rows skipped as bench/rivals.py does."""
     model = deepcopy(model)
     for name, active in sets.items():
         layer = model.get_submodule(name)
@@ -191,10 +193,10 @@ def measure(network: Network, layout: str, pattern: str, share: float, rounds: i
         model, batch = (x.to(memory_format=torch.channels_last) for x in (model, batch))
     made = contenders(model, pattern, share)
     for name, one in made.items():
-        for _ in range(SETTLING if name in OURS else 2):
+        if name in OURS:
+            settle(one.model, lambda _, one=one: one.step(network, batch))
+        for _ in range(2):
             one.step(network, batch)
-            if name in OURS and _settled(one.model):
-                break
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in made}
     names = list(made)
     for round_ in range(rounds):
@@ -208,10 +210,6 @@ def measure(network: Network, layout: str, pattern: str, share: float, rounds: i
         timings = {name: Timing.of([t[which] for t in found]) for name, found in times.items()}
         rows += [_row(operator, geometry, layout, share, name, timings, part) for name in made]
     return rows
-
-
-def _settled(model: nn.Module) -> bool:
-    return not any("being compared" in row.path for row in neq.report(model).layers)
 
 
 def _row(
@@ -245,7 +243,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--rounds", type=int, default=9, help="steps of each provider")
-    parser.add_argument("--quick", action="store_true", help="two networks, three shares")
+    parser.add_argument("--quick", action="store_true", help="two networks, two shares")
     parser.add_argument("--output", type=Path, help="CSV file (bench/results/... by default)")
     arguments = parser.parse_args(argv)
     torch.set_flush_denormal(True)
@@ -253,7 +251,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     chosen = [NETWORKS[name] for name in arguments.networks]
     if arguments.quick:
         chosen = [network for network in chosen if network.quick]
-        random, prefix, rounds = (1.0, 0.5, 0.1), (0.5,), min(rounds, 5)
+        random, prefix, rounds = (1.0, 0.1), (0.5,), min(rounds, 5)
     jobs = [
         (network, layout, pattern, share)
         for network in chosen

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import neq_kernels as neq
-from bench import harness, layers, overhead, plot, row_optimizers
+from bench import harness, layers, overhead, row_optimizers
 from bench.cases import CASES, Case, conv, linear
 from bench.harness import Provider, Row, Timing, interleave, noise, noise_verdict
 
@@ -217,7 +217,7 @@ def test_ceilings_follow_their_definitions(monkeypatch):
     assert rows["ours, propagate=all"].tflop_s == pytest.approx(useful / 8e-3 / 1e12)
 
 
-def test_layers_writes_a_table_that_plot_can_draw(tmp_path, monkeypatch, capsys):
+def test_layers_writes_a_table(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(layers, "CASES", SMALL[-2:])
     monkeypatch.setattr(layers, "dense_noise", lambda device: 0.01)
     path = tmp_path / "layers.csv"
@@ -226,16 +226,6 @@ def test_layers_writes_a_table_that_plot_can_draw(tmp_path, monkeypatch, capsys)
     assert {row["active"] for row in rows} == {"1", "0.5", "0.25", "0.125"}
     assert {"dense", "naive", "ours, propagate=all"} <= {row["provider"] for row in rows}
     assert "dense against itself: 1.0% apart" in capsys.readouterr().out
-    plot.main(["--input", str(path)])
-    assert (tmp_path / "layers.png").stat().st_size > 5000
-    chosen = plot.load(path, active=0.1)
-    assert {row["active"] for rows in chosen.values() for row in rows.values()} == {"0.125"}
-
-
-def test_plot_refuses_a_table_without_frozen_neurons(tmp_path):
-    harness.write_csv(tmp_path / "x.csv", [a_row(active=1.0)])
-    with pytest.raises(ValueError, match=r"rows below 100 %"):
-        plot.load(tmp_path / "x.csv", 0.1)
 
 
 @pytest.mark.parametrize(

@@ -78,6 +78,24 @@ def test_gradients_of_the_exact_providers_agree():
         torch.testing.assert_close(grads[name], grads["masked"], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [(nn.Linear(8, 6), (2, 5, 8)), (nn.Linear(8, 6, bias=False), (5, 8)),
+     (nn.Conv2d(4, 6, 3, bias=False), (2, 4, 5, 5))],
+    ids=["3d", "linear without bias", "conv without bias"],
+)  # fmt: skip
+def test_naive_layers_of_whole_networks(layer, shape):
+    x, active = torch.randn(shape), [1, 4]
+    sets = {"0": neq.ActiveSet.from_index(active, 6)}
+    gradients = []
+    for one in (train.masked(nn.Sequential(layer), sets), train.naive(nn.Sequential(layer), sets)):
+        one.model(x).square().sum().backward()
+        if one.after:
+            one.after()
+        gradients.append([p.grad for p in one.model.parameters()])
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
+
+
 def test_rows():
     rows = train.measure(TINY, "contiguous", "random", 0.25, rounds=2)
     assert {row.operator for row in rows} == {"whole backward", "whole step"}
