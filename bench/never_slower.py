@@ -271,7 +271,7 @@ def _scatter(results: Sequence[Result]) -> tuple[list[float], list[float]]:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--quick", action="store_true", help="a few layers, one process, a minute")
-    parser.add_argument("--seconds", type=float, default=0.8, help="per point")
+    parser.add_argument("--seconds", type=float, default=0.5, help="per point")
     parser.add_argument("--runs", type=int, default=2, help="fresh processes")
     parser.add_argument("--output", type=Path, help="CSV file (bench/results/... by default)")
     parser.add_argument("--fresh", type=Path, help=argparse.SUPPRESS)  # what a process writes
