@@ -46,8 +46,14 @@ neq_status check_kinds(const neq_tensor& dy, const neq_tensor& x, const neq_tens
   return NEQ_OK;
 }
 
+neq_status check_rows(const neq_tensor& dw, int64_t rows, int64_t inputs) noexcept {
+  if (dw.size[0] == rows && dw.size[1] == inputs) return NEQ_OK;
+  return fail(NEQ_INVALID_ARGUMENT, "dw: expected shape [%lld, %lld, ...], got [%lld, %lld, ...]",
+              number(rows), number(inputs), number(dw.size[0]), number(dw.size[1]));
+}
+
 neq_status check_channels(const neq_tensor& dy, const neq_tensor& x, const neq_tensor& dw,
-                          int64_t width) noexcept {
+                          int64_t width, Groups groups) noexcept {
   const int64_t outputs = dy.size[1];
   const int64_t inputs = x.size[1];
   if (outputs > INT32_MAX) {
@@ -58,23 +64,18 @@ neq_status check_channels(const neq_tensor& dy, const neq_tensor& x, const neq_t
     return fail(NEQ_INVALID_ARGUMENT, "x: expected dy's batch of %lld, got %lld",
                 number(dy.size[0]), number(x.size[0]));
   }
+  if (width < 0 || width > outputs) {
+    return fail(NEQ_INVALID_ARGUMENT, "width: expected 0 to %lld, the channels of dy, got %lld",
+                number(outputs), number(width));
+  }
+  if (groups == Groups::kOne) return check_rows(dw, width, inputs);
   if (inputs == 0 ? outputs != 0 : outputs % inputs != 0) {
     return fail(NEQ_INVALID_ARGUMENT,
                 "x: expected channels that divide dy's %lld, got %lld; other groups are not "
                 "depthwise",
                 number(outputs), number(inputs));
   }
-  if (dw.size[0] != outputs || dw.size[1] != 1) {
-    return fail(NEQ_INVALID_ARGUMENT,
-                "dw: expected shape [%lld, 1, ...], one input channel per row, got [%lld, %lld, "
-                "...]",
-                number(outputs), number(dw.size[0]), number(dw.size[1]));
-  }
-  if (width < 0 || width > outputs) {
-    return fail(NEQ_INVALID_ARGUMENT, "width: expected 0 to %lld, the channels of dy, got %lld",
-                number(outputs), number(width));
-  }
-  return NEQ_OK;
+  return check_rows(dw, outputs, 1);
 }
 
 // Whether dy has the size this axis gives; its reach fits 64 bits then.
@@ -121,7 +122,7 @@ Strides strides(const neq_tensor& tensor) noexcept {
 }  // namespace
 
 neq_status understand(const neq_tensor* dy, const neq_tensor* x, int64_t width,
-                      const neq_window* window, const neq_tensor* dw,
+                      const neq_window* window, const neq_tensor* dw, Groups groups,
                       Convolution* convolution) noexcept {
   neq_status status = check_tensor("dy", dy);
   if (status == NEQ_OK) status = check_tensor("x", x);
@@ -131,13 +132,13 @@ neq_status understand(const neq_tensor* dy, const neq_tensor* x, int64_t width,
   }
   if (status == NEQ_OK) status = check_kinds(*dy, *x, *dw);
   if (status == NEQ_OK) status = check_window(*window, dy->ndim - 2);
-  if (status == NEQ_OK) status = check_channels(*dy, *x, *dw, width);
+  if (status == NEQ_OK) status = check_channels(*dy, *x, *dw, width, groups);
   if (status == NEQ_OK) status = check_own_memory("dw", *dw);
   if (status != NEQ_OK) return status;
 
   const int64_t outputs = dy->size[1];
   const int64_t inputs = x->size[1];
-  const int64_t multiplier = inputs ? outputs / inputs : 1;
+  const int64_t multiplier = inputs && groups == Groups::kDepthwise ? outputs / inputs : 1;
   *convolution = {static_cast<neq_dtype>(dy->dtype),
                   dy->size[0],
                   outputs,

@@ -1,5 +1,5 @@
-// What a call of depthwise_wgrad means, on any device: its arguments checked, and one spatial
-// dimension made two, the first of them of size 1.
+// What a call of depthwise_wgrad or conv_wgrad means, on any device: its arguments checked, and one
+// spatial dimension made two, the first of them of size 1.
 #pragma once
 
 #include <cstdint>
@@ -34,7 +34,7 @@ struct Convolution {
   Axis axis[2];
   Strides dy;
   Strides x;
-  Strides dw;  // `batch`: from one output channel to the next; `channel` is not used
+  Strides dw;  // `batch`: from one output channel to the next
 
   int64_t taps() const noexcept { return axis[0].kernel * axis[1].kernel; }
   // Whether every sum has no summand at all.
@@ -43,8 +43,12 @@ struct Convolution {
   }
 };
 
+// One: every output channel reads all input channels, and dw has a row per place of the list.
+// Depthwise: each reads one, and dw has all rows.
+enum class Groups { kOne, kDepthwise };
+
 neq_status understand(const neq_tensor* dy, const neq_tensor* x, int64_t width,
-                      const neq_window* window, const neq_tensor* dw,
+                      const neq_window* window, const neq_tensor* dw, Groups groups,
                       Convolution* convolution) noexcept;
 
 }  // namespace neq::depthwise

@@ -59,9 +59,30 @@ def _native_depthwise(
     return dw, db
 
 
+def _native_rows(
+    dy: Tensor,
+    x: Tensor,
+    kernel: Sequence[int],
+    lists: Lists,
+    bias: bool,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> tuple[Tensor, Tensor]:
+    width = min(lists.count + 1, lists.size)  # with the row of zeros that frozen neurons get
+    rows, sums = torch.ops.neq_kernels.conv_wgrad_rows(
+        dy, x, lists.padded, width, kernel, stride, padding, dilation, bias
+    )
+    return rows, sums
+
+
 def _native_conv(operator: str) -> Callable[..., Any]:
     function = getattr(reference, operator)
     return partial(function, pack=_native_pack, depthwise=_native_depthwise)
+
+
+def _direct_conv(operator: str) -> Callable[..., Any]:
+    return partial(getattr(reference, operator), pack=_native_pack, rows=_native_rows)
 
 
 def _native_moments(a: Tensor, b: Tensor, dim: int, per_sample: bool) -> Tensor:
@@ -133,6 +154,7 @@ def _table() -> dict[tuple[str, str], Callable[..., Any]]:
 
 
 TABLE = _table()
+_DIRECT = {operator: _direct_conv(operator) for operator in ("conv_wgrad", "conv_backward")}
 
 
 class use:  # noqa: N801, reads as a verb
@@ -184,6 +206,17 @@ def resolve(
             )
         _resolved[key] = (able[0], TABLE[operator, able[0]])
     return _resolved[key]
+
+
+def direct(
+    operator: str, device: str, dtype: torch.dtype, spatial: int
+) -> Callable[..., Any] | None:
+    """conv_wgrad or conv_backward by a kernel that reads dY's active channels where they are, made
+    for few of them in a convolution without groups; None where there is none."""
+    able = device == "cpu" and spatial in (1, 2) and why_not("native", device, dtype) is None
+    if not able or resolve(operator, device, dtype, spatial)[0] != "native":
+        return None
+    return _DIRECT[operator]
 
 
 def _refusal(

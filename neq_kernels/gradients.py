@@ -89,15 +89,15 @@ def conv_gradients(
     Shapes: dy ``[N, O, *out]``, x ``[N, C, *in]``, weight ``[O, C/groups, *kernel]``. ``path`` is
     the planner's answer; "dense" consists of differentiable operations.
     """
-    if path == "packed" and needed.dw:
+    if path != "dense" and needed.dw:
         arguments = (dy, x, weight, channels, needed.db, *geometry)
         if propagate == "active" and needed.dx:
-            dx, dw, db = _backend("conv_backward", dy, x.dim() - 2)(*arguments)
+            dx, dw, db = _conv_backend("conv_backward", dy, path)(*arguments)
         else:
             dx = (
                 _conv(dy, x, weight, geometry, Needed(True, False, False))[0] if needed.dx else None
             )
-            dw, db = _backend("conv_wgrad", dy, x.dim() - 2)(*arguments)
+            dw, db = _conv_backend("conv_wgrad", dy, path)(*arguments)
         return dx, dw, db if needed.db else None
     if propagate == "active" and needed.dx:
         dy = reference.mask_rows(dy, channels, 1)
@@ -138,16 +138,18 @@ def conv_geometry(
 ) -> planner.Geometry:
     """The same of a convolution with output gradient ``dy`` ``[N, O, *out]``."""
     size = max(channels.size, 1)
+    tensor = dy.device.type, dy.dtype, dy.dim() - 2
     fused = (
         reference.is_depthwise(weight, geometry.groups)
-        and backends.why_not("native", dy.device.type, dy.dtype) is None
-        and backends.resolve("conv_wgrad", dy.device.type, dy.dtype, dy.dim() - 2)[0] == "native"
+        and backends.why_not("native", *tensor[:2]) is None
+        and backends.resolve("conv_wgrad", *tensor)[0] == "native"
     )
+    direct = geometry.groups == 1 and backends.direct("conv_wgrad", *tensor) is not None
     return planner.Geometry(
         "conv", dy.device.type, dy.dtype, dy.numel() // size, weight.numel() // size,
         channels.size, channels.count, geometry.groups, weight.shape[2:].numel(),
         not dy.is_contiguous(), propagate, (dy.shape[0], *dy.shape[2:]),
-        (*geometry.stride, *geometry.dilation), needed, fused,
+        (*geometry.stride, *geometry.dilation), needed, fused, direct,
     )  # fmt: skip
 
 
@@ -169,3 +171,9 @@ def _conv(
 
 def _backend(operator: str, tensor: Tensor, spatial: int = 0) -> Any:
     return backends.resolve(operator, tensor.device.type, tensor.dtype, spatial)[1]
+
+
+def _conv_backend(operator: str, dy: Tensor, path: str) -> Any:
+    kind = dy.device.type, dy.dtype, dy.dim() - 2
+    direct = backends.direct(operator, *kind) if path == "direct" else None
+    return direct or backends.resolve(operator, *kind)[1]

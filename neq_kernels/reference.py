@@ -2,7 +2,7 @@
 
 Neurons are output channels. ``lists`` names the active ones; ``dy`` is the gradient of the layer's
 output. Whatever has the shape of a parameter comes back in full shape with frozen rows exactly
-zero. ``pack`` and ``depthwise`` are what other backends replace.
+zero. ``pack``, ``depthwise`` and ``rows`` are what other backends replace.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ CHUNK = {"cpu": 1 << 17, "cuda": 1 << 24}
 
 Pack = Callable[[Tensor, Tensor, int, int, bool], tuple[Tensor, Tensor]]
 Depthwise = Callable[..., tuple[Tensor, Tensor]]
+Rows = Callable[..., tuple[Tensor, Tensor]]
 
 
 def pack_channels(
@@ -144,6 +145,7 @@ def conv_wgrad(
     groups: int,
     pack: Pack = pack_channels,
     depthwise: Depthwise | None = None,
+    rows: Rows | None = None,
 ) -> tuple[Tensor, Tensor]:
     """``dW[index[i], c, r] = sum over n, p of dy[n, index[i], p] * x[n, c, p*stride + r*dilation
     - padding]`` in 1 to 3 spatial dimensions, and the same rows of the bias gradient.
@@ -153,8 +155,30 @@ def conv_wgrad(
     geometry = (stride, padding, dilation)
     if depthwise and is_depthwise(weight, groups):
         return depthwise(dy, x, weight, lists, bias, *geometry)
+    if rows and groups == 1:
+        dw, sums = rows(dy, x, weight.shape[2:], lists, bias, *geometry)
+        return spread(dw, lists, like=weight), spread(sums, lists) if bias else sums
     _, dw, db = _conv(dy, x, weight, lists, bias, geometry, groups, pack, (False, True))
     return dw, db
+
+
+def conv_wgrad_rows(
+    dy: Tensor,
+    x: Tensor,
+    kernel: Sequence[int],
+    lists: Lists,
+    bias: bool,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> tuple[Tensor, Tensor]:
+    """The rows of :func:`conv_wgrad` without groups, ``[count, C, *kernel]``, and of the bias
+    gradient, ``[count]``. Other backends may append rows of zeros."""
+    count = lists.count
+    packed, sums = pack_channels(dy, lists.index, count, 1, bias)
+    weight = x.new_empty((count, x.shape[1], *kernel))
+    geometry = (stride, padding, dilation)
+    return conv_gradients(packed, x, weight, geometry, 1, (False, True))[1], sums
 
 
 def depthwise_wgrad(
@@ -193,12 +217,15 @@ def conv_backward(
     groups: int,
     pack: Pack = pack_channels,
     depthwise: Depthwise | None = None,
+    rows: Rows | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Both gradients of a convolution from its active channels alone, from one packing of ``dy``:
     those of a dense backward whose ``dy`` is zero in the frozen channels."""
     geometry = (stride, padding, dilation)
-    if depthwise and is_depthwise(weight, groups):
-        dw, db = depthwise(dy, x, weight, lists, bias, *geometry)
+    if (depthwise and is_depthwise(weight, groups)) or (rows and groups == 1):
+        dw, db = conv_wgrad(
+            dy, x, weight, lists, bias, *geometry, groups, depthwise=depthwise, rows=rows
+        )
         needed = (True, False)
         return _conv(dy, x, weight, lists, False, geometry, groups, pack, needed)[0], dw, db
     return _conv(dy, x, weight, lists, bias, geometry, groups, pack, (True, True))
@@ -223,7 +250,7 @@ def _conv(
     rows = weight.index_select(0, index.clamp(min=0)) if needed[0] else _rows_like(weight, width)
     dx, dw = conv_gradients(packed, x, rows, geometry, 1, needed)
     db = spread(sums, lists) if bias else sums
-    return dx, spread(dw, lists, like=weight), db
+    return dx, spread(dw, lists, like=weight) if needed[1] else dw, db
 
 
 def _grouped_conv(

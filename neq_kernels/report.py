@@ -124,4 +124,4 @@ def _path(layer: NEqLayer) -> str:
     backend, _ = backends.resolve(
         f"{operator}_{gradients}", layer.weight.device.type, layer.weight.dtype, spatial
     )
-    return f"packed ({backend}): {why}"
+    return f"{plan.path} ({backend}): {why}"

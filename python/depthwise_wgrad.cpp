@@ -2,43 +2,20 @@
 #include <array>
 #include <memory>
 #include <tuple>
-#include <utility>
-#include <vector>
 
 #ifdef NEQ_WITH_CUDA
 #include "on_cuda.h"
 #endif
 #include "operators.h"
 #include "tensor.h"
+#include "window.h"
 
 namespace neq::python {
 namespace {
 
 constexpr const char* kOp = "depthwise_wgrad";
 
-using Numbers = std::vector<int64_t>;
 using Sizes = torch::headeronly::IntHeaderOnlyArrayRef;
-
-neq_window window_of(const Tensor& dy, const Numbers& stride, const Numbers& padding,
-                     const Numbers& dilation, const char* op) {
-  const auto dims = static_cast<size_t>(dy.dim() - 2);
-  const std::array<std::pair<const char*, const Numbers&>, 3> all = {
-      {{"stride", stride}, {"padding", padding}, {"dilation", dilation}}};
-  for (const auto& [name, values] : all) {
-    if ((dims == 1 || dims == 2) && values.size() == dims) continue;
-    throw std::runtime_error(std::string(op) + ": " + name +
-                             ": expected a number for each of 1 or "
-                             "2 spatial dimensions of dy with shape " +
-                             shape_of(dy) + ", got " + std::to_string(values.size()));
-  }
-  neq_window window{};
-  for (size_t d = 0; d < dims; ++d) {
-    window.stride[d] = stride[d];
-    window.padding[d] = padding[d];
-    window.dilation[d] = dilation[d];
-  }
-  return window;
-}
 
 // A gradient in the weight's own sizes and strides, of dy's type.
 Tensor gradient_like(const Tensor& weight, const Tensor& dy) {
@@ -99,11 +76,7 @@ std::tuple<Tensor, Tensor> depthwise_wgrad(const Tensor& dy, const Tensor& x, co
   const neq_tensor gradient = view(dy, kOp, "dy");
   const neq_tensor input = view(x, kOp, "x");
   check_index(index, width, dy, kOp);
-  if (x.device() != dy.device() && !(x.is_cpu() && dy.is_cpu())) {
-    throw std::runtime_error(std::string(kOp) +
-                             ": x: expected a tensor on dy's device, got one on "
-                             "another; move it there");
-  }
+  check_beside(x, dy, kOp);
   const neq_window window = window_of(dy, stride, padding, dilation, kOp);
 
   const Tensor rows = gradient_like(weight, dy);

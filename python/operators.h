@@ -42,4 +42,12 @@ std::tuple<torch::stable::Tensor, torch::stable::Tensor> depthwise_wgrad(
     std::vector<int64_t> stride, std::vector<int64_t> padding, std::vector<int64_t> dilation,
     bool bias);
 
+// dW [width, C, *kernel] and db [width] (shape [0] without `bias`) of a convolution without groups,
+// a row for each active channel.
+std::tuple<torch::stable::Tensor, torch::stable::Tensor> conv_wgrad_rows(
+    const torch::stable::Tensor& dy, const torch::stable::Tensor& x,
+    const torch::stable::Tensor& index, int64_t width, std::vector<int64_t> kernel,
+    std::vector<int64_t> stride, std::vector<int64_t> padding, std::vector<int64_t> dilation,
+    bool bias);
+
 }  // namespace neq::python

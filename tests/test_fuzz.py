@@ -57,6 +57,41 @@ def test_pack_channels(data):
 
 @given(st.data())
 @some
+def test_conv_wgrad_rows(data):
+    draw = data.draw
+    dims = draw(st.integers(1, 2))
+    numbers = [draw(st.tuples(*[st.integers(low, high)] * dims)) for low, high in
+               ((1, 4), (1, 3), (0, 3), (1, 3), (0, 9))]  # fmt: skip
+    kernel, stride, padding, dilation, size = map(list, numbers)
+    batch, inputs, outputs = (draw(st.integers(0, most)) for most in (5, 20, 9))
+    room = zip(size, kernel, stride, padding, dilation, strict=True)
+    out = [max(0, (n + 2 * p - d * (k - 1) - 1) // s + 1) for n, k, s, p, d in room]
+    dtype = draw(st.sampled_from(DTYPES))
+    x = quarters(draw, [batch, inputs, *size], dtype)
+    dy = quarters(draw, [batch, outputs, *out], dtype)
+    index, count = chosen(draw, outputs)
+
+    rows, sums = ops.conv_wgrad_rows(
+        dy, x, index, index.numel(), kernel, stride, padding, dilation, True
+    )
+    assert rows.shape == (index.numel(), inputs, *kernel)
+    assert not rows[count:].any()
+    assert not sums[count:].any()
+    if count and x.numel() and dy.numel():
+        packed = dy.double()[:, index[:count].long()]
+        weight = torch.empty(count, inputs, *kernel, dtype=torch.float64)
+        geometry = stride, padding, dilation
+        expected = reference.conv_gradients(packed, x.double(), weight, geometry, 1, (False, True))[
+            1
+        ]
+        assert torch.equal(rows[:count], expected.to(dtype))
+        assert torch.equal(sums[:count], packed.transpose(0, 1).flatten(1).sum(1).to(dtype))
+    else:
+        assert not rows.any()
+
+
+@given(st.data())
+@some
 def test_channel_moments(data):
     shape = data.draw(shapes())
     dim = data.draw(st.integers(0, len(shape) - 1))

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import neq_kernels as neq
+from neq_kernels import native
 from neq_kernels.planner import Geometry, LayerPlan, plan, rule, settled, start, store
 from neq_kernels.planner import clock as clocks
 from neq_kernels.planner.choice import MOST_SHAPES, Plan
@@ -31,7 +32,7 @@ def measuring(monkeypatch, tmp_path):
 @pytest.fixture
 def times(monkeypatch):
     """Milliseconds by path, instead of the clock's."""
-    times = {"dense": 2.0, "packed": 1.0}
+    times = {"dense": 2.0, "packed": 1.0, "direct": 3.0}
 
     def stop(clock):
         clock._report(times[clock.path])
@@ -80,6 +81,18 @@ def test_one_decision_serves_alike_geometries(times):
         replace(CONV, fan_in=64 * 9),
     ):
         assert plan.known(other) is None
+
+
+def test_direct_with_many_rows_is_direct_with_fewer_and_packed_need_not_be(times):
+    direct = replace(CONV, direct=True)
+    turns(direct)
+    assert plan.known(direct) == "packed"
+    assert plan.known(replace(direct, count=8)) is None
+    times["direct"] = 0.1
+    other = replace(direct, fan_in=64 * 9)
+    turns(other)
+    assert plan.known(replace(other, count=8)) == "direct"
+    assert plan.known(replace(other, count=64)) is None
 
 
 def test_dense_with_few_rows_is_dense_with_more(times):
@@ -193,7 +206,7 @@ def backward(layer, x):
     return layer.weight.grad.clone(), layer.bias.grad.clone(), layer._plan.path, layer._plan.why
 
 
-@pytest.mark.parametrize("faster", ["dense", "packed"])
+@pytest.mark.parametrize("faster", ["dense", "packed", "direct"])
 def test_layers_get_the_same_gradients_in_every_turn(times, faster):
     times[faster] = 0.5 * min(times.values())
     layer, x = conv_layer(), torch.randn(2, 16, 8, 8, requires_grad=True)
@@ -203,10 +216,12 @@ def test_layers_get_the_same_gradients_in_every_turn(times, faster):
         torch.testing.assert_close(bias, seen[0][1], rtol=1e-4, atol=1e-3)
         assert not weight[24:].any()
         assert not bias[24:].any()
+    ways = {"dense", "packed", *(["direct"] if native.available() else [])}
+    faster = faster if faster in ways else "packed"
     assert [why for *_, why in seen[:4]] == ["measuring"] * 4
     assert seen[-1][2:] == (faster, "measured")
-    assert {path for *_, path, _ in seen} == {"dense", "packed"}
-    word = "dense, frozen rows zeroed" if faster == "dense" else "packed"
+    assert {path for *_, path, _ in seen} == ways
+    word = "dense, frozen rows zeroed" if faster == "dense" else faster
     path = neq.report(torch.nn.Sequential(layer)).layers[0].path
     assert path.startswith(word)
     assert path.endswith("faster here as measured")

@@ -50,7 +50,7 @@ struct Call {
 neq_status prepare(const neq_tensor* dy, const neq_tensor* x, int64_t width,
                    const neq_window* window, const neq_tensor* dw, Call* call) noexcept {
   Convolution& c = call->convolution;
-  const neq_status status = understand(dy, x, width, window, dw, &c);
+  const neq_status status = understand(dy, x, width, window, dw, Groups::kDepthwise, &c);
   if (status != NEQ_OK || c.empty()) return status;
   const Kernels& kernels = best_kernels(c.dtype);
   call->lanes = has_lanes(c, width) && plan_lanes(c, kernels, width, &call->lane_plan);

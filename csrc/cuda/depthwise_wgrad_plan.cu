@@ -54,7 +54,7 @@ neq_status plan_of(const neq_tensor* dy, const neq_tensor* x, int64_t width,
   *plan = {};
   Job& job = plan->job;
   Convolution& c = job.convolution;
-  neq_status status = understand(dy, x, width, window, dw, &c);
+  neq_status status = understand(dy, x, width, window, dw, Groups::kDepthwise, &c);
   if (status == NEQ_OK) status = check_alignment("dy", dy->data, c.dtype);
   if (status == NEQ_OK) status = check_alignment("x", x->data, c.dtype);
   if (status == NEQ_OK) status = check_alignment("dw", dw->data, c.dtype);

@@ -4,12 +4,11 @@ Candidates are compared where the training itself needs their result, so that on
 regret costs; a bounded number of turns, then never again. ``NEQ_PLAN=off`` leaves it to the rule.
 """
 
-from neq_kernels.planner.choice import CANDIDATES, LayerPlan, Plan, plan, settled, start
+from neq_kernels.planner.choice import LayerPlan, Plan, plan, settled, start
 from neq_kernels.planner.clock import Settled
-from neq_kernels.planner.rule import RATES, Geometry, choose
+from neq_kernels.planner.rule import RATES, Geometry, choose, ways
 
 __all__ = [
-    "CANDIDATES",
     "RATES",
     "Geometry",
     "LayerPlan",
@@ -19,4 +18,5 @@ __all__ = [
     "plan",
     "settled",
     "start",
+    "ways",
 ]

@@ -23,7 +23,6 @@ from neq_kernels.planner.race import Race
 from neq_kernels.planner.rule import Geometry
 
 MODES = ("measure", "off")
-CANDIDATES = ("dense", "packed")
 # Where the rule sees a larger advantage, or a smaller one, than these, nothing is measured.
 CERTAIN = (0.1, 10.0)
 # Sizes of the batch that one layer has measured; the rule decides for more.
@@ -69,8 +68,8 @@ class Plan:
     """Decisions by geometry: in memory, and on disk unless ``NEQ_PLAN=off``.
 
     A geometry is known by its batch and sizes up to a factor of 1.25, and by the bucket of its
-    count. Fewer active channels never make a dense backward the better one, so decisions about
-    one count decide about others.
+    count. Fewer active channels never make a dense backward the better one, nor one that is not
+    direct, so decisions about one count decide about others.
     """
 
     def __init__(self) -> None:
@@ -95,7 +94,9 @@ class Plan:
         if any(path == "dense" and count <= here for count, path in counts.items()):
             return "dense"
         sparser = {path for count, path in counts.items() if count >= here}
-        return sparser.pop() if len(sparser) == 1 and "dense" not in sparser else None
+        if "direct" in sparser:
+            return "direct"
+        return "packed" if sparser == {"packed"} and not geometry.direct else None
 
     def decide(self, geometry: Geometry, path: str) -> None:
         """From now on ``path``; kept on disk with the next save."""
@@ -161,31 +162,29 @@ class Plan:
                 self._decided.setdefault(shape, {})[int(count)] = path
 
 
-def start(
-    geometry: Geometry, layer: LayerPlan, key: Key, candidates: Sequence[str] = CANDIDATES
-) -> Settled:
+def start(geometry: Geometry, layer: LayerPlan, key: Key) -> Settled:
     """Which path this backward takes; the caller calls ``stop()`` on it when it is through.
 
     ``key`` is what the caller will ask ``layer.settled`` by before it makes a geometry again.
     """
-    taken = _start(geometry, layer, candidates)
+    taken = _start(geometry, layer)
     if not isinstance(taken, Clock):
         layer.settled[key] = taken
     return taken
 
 
-def settled(geometry: Geometry, candidates: Sequence[str] = CANDIDATES) -> Settled:
+def settled(geometry: Geometry) -> Settled:
     """The decision for this geometry, or the rule's; measures nothing, so that it may be asked for
     under a compiler or while a graph is captured."""
     if mode() == "measure" and CERTAIN[0] < rule.advantage(geometry) < CERTAIN[1]:
         known = plan.known(geometry)
-        if known is not None and known in candidates:
+        if known is not None and known in rule.ways(geometry):
             return Settled(known, "measured")
     return Settled(rule.choose(geometry), "rule")
 
 
-def _start(geometry: Geometry, layer: LayerPlan, candidates: Sequence[str]) -> Settled:
-    known = settled(geometry, candidates)
+def _start(geometry: Geometry, layer: LayerPlan) -> Settled:
+    known = settled(geometry)
     certain = not CERTAIN[0] < rule.advantage(geometry) < CERTAIN[1]
     if certain or known.why == "measured" or mode() == "off":
         return known
@@ -194,7 +193,7 @@ def _start(geometry: Geometry, layer: LayerPlan, candidates: Sequence[str]) -> S
     if full or not _may_measure(geometry.device):
         return known
     layer.shapes.add(shape)
-    return plan.turn(geometry, candidates)
+    return plan.turn(geometry, rule.ways(geometry))
 
 
 def mode() -> str:
@@ -248,7 +247,7 @@ def _shape(geometry: Geometry) -> str:
     return (
         f"{g.kind} {g.device} {threads} {str(g.dtype).removeprefix('torch.')} 1.25^{sizes} "
         f"fan_in={g.fan_in} size={g.size} groups={g.groups} kernel={g.kernel} steps={g.steps} "
-        f"{'fused ' if g.fused else ''}"
+        f"{'fused ' if g.fused else ''}{'direct ' if g.direct else ''}"
         f"{'channels_last' if g.channels_last else 'contiguous'} propagate={g.propagate} "
         f"{needed}{' deterministic' if deterministic else ''}"
     )

@@ -1,17 +1,18 @@
-"""The written rule: dense or packed, where nothing was measured.
+"""The written rule: dense, packed or direct, where nothing was measured.
 
-"packed" gathers the active channels of dY and multiplies only those. "dense" computes every row
-and zeroes the frozen ones: right where gathering costs more than the rows it saves.
+"packed" gathers the active channels of dY and multiplies only those. "direct" does without: the
+native kernel for convolutions with few active channels. "dense" computes every row and zeroes the
+frozen ones: right where gathering costs more than the rows it saves.
 
 The rule is a cost model in nanoseconds. What packing saves is the arithmetic of the rows left out,
-in whole blocks of channels, and the zeroing of those rows. What it costs is the bytes it moves (dY read and packed, the rows
-spread into a full-shape gradient) and a fixed price for the calls. Packed where it saves clearly
-more than it costs.
+in whole blocks of channels, and the zeroing of those rows. What it costs is the bytes it moves (dY
+read and packed, the rows spread into a full-shape gradient) and a fixed price for the calls. Packed
+where it saves clearly more than it costs.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -38,6 +39,7 @@ class Geometry:
         needed: which of dX, dW, db are wanted.
         fused: whether one pass over the input and the output's gradient computes the rows of active
             neurons, without packing: the native kernel for depthwise convolutions.
+        direct: whether there is another such kernel, for few active neurons without groups.
     """
 
     kind: str
@@ -55,6 +57,7 @@ class Geometry:
     steps: tuple[int, ...] = ()
     needed: tuple[bool, ...] = (True, True, True)
     fused: bool = False
+    direct: bool = False
 
 
 @dataclass(frozen=True)
@@ -88,12 +91,45 @@ FUSED_RATES = {False: FusedRates(1.1, 0.0, 1.2), True: FusedRates(0.8, 0.3, 1.4)
 FUSED_CALL = 15_000
 
 
+# FLOPs per nanosecond of a thread, and nanoseconds per element of x, by channels_last.
+DIRECT_FLOPS, DIRECT_STAGING, DIRECT_CALL = 60, {False: 0.2, True: 0.5}, 20_000
+
+
+def ways(geometry: Geometry) -> tuple[str, ...]:
+    """How this geometry's backward may be computed."""
+    return ("dense", "packed", "direct") if geometry.direct else ("dense", "packed")
+
+
 def choose(geometry: Geometry) -> str:
-    """``"packed"`` or ``"dense"`` for this geometry."""
-    return "packed" if advantage(geometry) > 1 else "dense"
+    """The one of its :func:`ways` for this geometry."""
+    if advantage(geometry) <= 1:
+        return "dense"
+    return "packed" if _packed_advantage(geometry) >= _direct_advantage(geometry) else "direct"
 
 
 def advantage(geometry: Geometry) -> float:
+    """What the better of the ways that leave out rows is worth beside the dense one: above 1 it is
+    taken; 0: never."""
+    return max(_packed_advantage(geometry), _direct_advantage(geometry))
+
+
+def _direct_advantage(g: Geometry) -> float:
+    if not g.direct or g.propagate == "active":
+        return 0.0
+    threads = torch.get_num_threads()
+    inputs = g.positions * g.fan_in / g.kernel
+    direct = (
+        2 * g.positions * g.fan_in * g.count / DIRECT_FLOPS
+        + inputs * DIRECT_STAGING[g.channels_last]
+        + DIRECT_CALL * threads
+    )
+    rates = RATES["cpu"]
+    rows = _width(replace(g, count=g.size), depthwise=False)
+    dense = 2 * g.positions * g.fan_in * rows / rates.flops
+    return dense / (MARGIN * direct)
+
+
+def _packed_advantage(geometry: Geometry) -> float:
     """What packing saves, in units of what it must save to be worth its cost; 0: never packed."""
     g = geometry
     if g.fused and g.device == "cpu":  # nothing was measured elsewhere

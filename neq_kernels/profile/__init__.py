@@ -92,11 +92,12 @@ def _measure(call: Call, active: Sequence[float], seconds: float) -> list[LayerT
         if call.needed.dx:
             ways["dgrad"] = bench.way(full, "dense", dgrad)
         if count < call.size:
-            ways |= {path: bench.way(channels, path) for path in planner.CANDIDATES}
+            paths = planner.ways(bench.geometry(channels))
+            ways |= {path: bench.way(channels, path) for path in paths}
         ms = interleave(ways, seconds, device)
         path = "plain"
         if count < call.size:
-            path = min(planner.CANDIDATES, key=ms.__getitem__)
+            path = min(paths, key=ms.__getitem__)
             planner.plan.decide(bench.geometry(channels), path)
         dense, through = ms["plain"], min(ms.get("dgrad", 0.0), ms["plain"])
         ceiling = through + count / call.size * (dense - through)

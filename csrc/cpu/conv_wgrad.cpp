@@ -1,0 +1,492 @@
+// conv_wgrad: dw[i, c, r, s] = sum over n, p, q of dy[n, index[i], p, q] * x[n, c, u, v],
+//   u = p * stride + r * dilation - padding, likewise v, and db[i] = sum of dy[n, index[i], p, q],
+// for few active channels, of which vendor kernels compute whole vectors.
+//
+// dw[i, j] is the product of two long rows: one of dy's channel, and one of x for weight j. Samples
+// are staged, some at a time, as floats (doubles) with the zeros of the padding, dy in the same
+// pitch as x with zeros in between. The row of x for a weight is then where its channel was staged,
+// a few elements on: nothing is unfolded. With a stride, x is staged once per phase of it. One loop
+// without borders multiplies a few rows by a few columns in registers (conv_wgrad_loops.h).
+//
+// The work is cut into tasks by the sizes alone, and their sums are added in order: the number of
+// threads changes no bit.
+#include "conv_wgrad.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "depthwise_convolution.h"
+#include "depthwise_wgrad.h"
+#include "element.h"
+#include "pack_channels_geometry.h"
+#include "status.h"
+
+namespace neq::conv {
+namespace {
+
+using depthwise::Axis;
+using depthwise::Convolution;
+using depthwise::round_up;
+
+// Positions staged at a time, if a sample has no more: `kMostRows` rows of dy fill half of a first
+// cache. Channels of x are then staged as far as a part of the second cache takes them.
+constexpr int64_t kPositions = 768;
+constexpr int64_t kStagedBytes = 192 << 10;
+// A task has at least this many multiplications, unless there is but one.
+constexpr int64_t kTaskWork = 1 << 18;
+constexpr int64_t kMostTasks = 16;
+constexpr int64_t kTaskChannels = 32;
+constexpr int64_t kMostPhases = 64;
+
+const Kernels& best_kernels(neq_dtype dtype) noexcept {
+#if defined(__x86_64__)
+  if (neq_cpu_isa() >= NEQ_ISA_AVX512) return avx512_kernels(dtype);
+  if (neq_cpu_isa() >= NEQ_ISA_AVX2) return avx2_kernels(dtype);
+#endif
+  return scalar_kernels(dtype);
+}
+
+const depthwise::Kernels& staging_kernels(neq_dtype dtype) noexcept {
+#if defined(__x86_64__)
+  if (neq_cpu_isa() >= NEQ_ISA_AVX512) return depthwise::avx512_kernels(dtype);
+  if (neq_cpu_isa() >= NEQ_ISA_AVX2) return depthwise::avx2_kernels(dtype);
+#endif
+  return depthwise::scalar_kernels(dtype);
+}
+
+// One spatial dimension: weight r meets phase r * dilation % stride of x, `offset` steps on.
+struct Steps {
+  int64_t phases;  // all that weights may meet
+  int64_t reach;   // the largest offset
+  int64_t pitch;   // steps staged: as many as outputs, and the reach
+  int64_t beyond;  // steps that may be read or written past these
+
+  static Steps of(const Axis& axis) noexcept {
+    const int64_t reach = (axis.kernel - 1) * axis.dilation / axis.stride;
+    const int64_t pitch = axis.out + reach;
+    const int64_t padding = std::min(divide_up(axis.padding, axis.stride), pitch);
+    return {std::min(axis.stride, (axis.kernel - 1) * axis.dilation + 1), reach, pitch,
+            std::max(reach, padding)};
+  }
+};
+
+struct Call {
+  Convolution convolution;
+  const Kernels* kernels;
+  const depthwise::Kernels* staging;
+  Steps steps[2];
+  int64_t element;   // bytes of a tensor's
+  int64_t scalar;    // and of a staged one
+  int64_t width;     // rows of dw
+  int64_t count;     // of them active
+  int64_t columns;   // of a row of sums: the weights, and the bias
+  int64_t plane;     // staged elements of a sample's channel
+  int64_t samples;   // staged at a time
+  int64_t length;    // of a product
+  int64_t row;       // staged elements from one channel of dy to the next
+  int64_t column;    // and from one phase of a channel of x to the next
+  int64_t channels;  // of x, staged at a time
+  int64_t sample_blocks;
+  int64_t channel_blocks;
+  int64_t tile_bytes;  // of each task
+  const char* dy;
+  const char* x;
+  const char* dy_end;
+  const char* x_end;
+  const int32_t* index;
+  char* partial;  // [sample_blocks, width, columns]
+  char* tiles;
+
+  int64_t tasks() const noexcept { return sample_blocks * channel_blocks; }
+  int64_t phases() const noexcept { return steps[0].phases * steps[1].phases; }
+  int64_t partial_bytes() const noexcept {
+    return round_up(sample_blocks * width * columns * scalar, depthwise::kCacheLine);
+  }
+  int64_t scratch_bytes() const noexcept {
+    // Rounded up to a cache line by as much as the caller's memory may be off one.
+    return convolution.empty() || width == 0
+               ? 0
+               : partial_bytes() + tasks() * tile_bytes + depthwise::kCacheLine;
+  }
+};
+
+neq_status unsupported() noexcept {
+  return fail(NEQ_UNSUPPORTED,
+              "window: expected strides and dilations that stage x in at most %d phases, and in "
+              "tiles of less than 2^30 elements",
+              static_cast<int>(kMostPhases));
+}
+
+void cut_into_tasks(Call* call) noexcept {
+  const Convolution& c = call->convolution;
+  const int64_t chunks = divide_up(c.batch, call->samples);
+  const double work = static_cast<double>(call->plane) * c.batch * call->width * c.inputs *
+                      static_cast<double>(c.taps());
+  const auto wanted = static_cast<int64_t>(std::min<double>(work / kTaskWork, kMostTasks));
+  const int64_t tasks = std::max<int64_t>(wanted, 1);
+  call->channel_blocks = std::clamp<int64_t>(c.inputs / kTaskChannels, 1, tasks);
+  call->sample_blocks = std::clamp<int64_t>(tasks / call->channel_blocks, 1, chunks);
+}
+
+neq_status prepare(const neq_tensor* dy, const neq_tensor* x, int64_t width,
+                   const neq_window* window, const neq_tensor* dw, Call* call) noexcept {
+  Convolution& c = call->convolution;
+  const neq_status status = understand(dy, x, width, window, dw, depthwise::Groups::kOne, &c);
+  if (status != NEQ_OK) return status;
+  call->width = width;
+  call->element = element_bytes(c.dtype);
+  call->scalar = c.dtype == NEQ_F64 ? 8 : 4;
+  if (c.empty() || width == 0) return NEQ_OK;
+  call->kernels = &best_kernels(c.dtype);
+  call->staging = &staging_kernels(c.dtype);
+  for (int d = 0; d < 2; ++d) call->steps[d] = Steps::of(c.axis[d]);
+  constexpr int64_t kMost = 1 << 30;
+  if (call->steps[0].phases > kMostPhases || call->steps[1].phases > kMostPhases ||
+      call->phases() > kMostPhases || call->steps[0].pitch > kMost / call->steps[1].pitch) {
+    return unsupported();
+  }
+  call->plane = call->steps[0].pitch * call->steps[1].pitch;
+  call->samples = std::clamp<int64_t>(kPositions / call->plane, 1, c.batch);
+  call->length = round_up(call->samples * call->plane, kStep);
+  const int64_t beyond = call->steps[0].beyond * call->steps[1].pitch + call->steps[1].beyond;
+  call->row = call->length + depthwise::kMaxLanes;
+  call->column = round_up(call->length + beyond, kStep) + depthwise::kMaxLanes;
+  const int64_t channel_bytes = call->column * call->phases() * call->scalar;
+  cut_into_tasks(call);
+  const int64_t most = divide_up(c.inputs, call->channel_blocks);
+  call->channels = std::clamp<int64_t>(kStagedBytes / channel_bytes, 1, std::max<int64_t>(most, 1));
+  call->columns = c.inputs * c.taps() + 1;
+  if (call->channels > kMost / (call->column * call->phases()) || width > kMost / call->row ||
+      call->columns > kMost) {
+    return unsupported();
+  }
+  call->tile_bytes =
+      round_up((width * call->row + call->channels * call->phases() * call->column) * call->scalar,
+               depthwise::kCacheLine);
+  return NEQ_OK;
+}
+
+char* end_of(const neq_tensor& tensor) noexcept {
+  int64_t last = 0;
+  for (int32_t d = 0; d < tensor.ndim; ++d) last += (tensor.size[d] - 1) * tensor.stride[d];
+  return static_cast<char*>(tensor.data) + (last + 1) * element_bytes(tensor.dtype);
+}
+
+// Which steps of a phase lie in x, and the first of them in it.
+struct Range {
+  int64_t begin;
+  int64_t end;
+  int64_t first;
+
+  static Range of(const Axis& axis, int64_t phase, int64_t pitch) noexcept {
+    const int64_t before = axis.padding - phase;  // steps * stride - before is the place in x
+    const int64_t begin = before > 0 ? std::min(divide_up(before, axis.stride), pitch) : 0;
+    const int64_t last = axis.in + before;
+    const int64_t end = last <= 0 ? 0 : std::min(divide_up(last, axis.stride), pitch);
+    return {begin, std::max(begin, end), begin * axis.stride - before};
+  }
+};
+
+class Task {
+ public:
+  Task(const Call& call, int64_t task, char* tile) noexcept
+      : call_(call),
+        c_(call.convolution),
+        rows_(tile),
+        columns_(tile + call.width * call.row * call.scalar),
+        block_(task / call.channel_blocks),
+        part_(task % call.channel_blocks) {}
+
+  void run() noexcept {
+    const int64_t begin = block_start(block_, call_.sample_blocks, c_.batch);
+    const int64_t end = block_start(block_ + 1, call_.sample_blocks, c_.batch);
+    const int64_t first = block_start(part_, call_.channel_blocks, c_.inputs);
+    const int64_t last = block_start(part_ + 1, call_.channel_blocks, c_.inputs);
+    clear_sums(first, last);
+    std::memset(columns_, 0, call_.channels * call_.phases() * call_.column * call_.scalar);
+    for (int64_t n = begin; n < end; n += call_.samples) {
+      const int64_t samples = std::min(call_.samples, end - n);
+      stage_rows(n, samples);
+      if (part_ == 0) add_bias();
+      for (int64_t channel = first; channel < last; channel += call_.channels) {
+        const int64_t channels = std::min(call_.channels, last - channel);
+        stage_columns(n, samples, channel, channels);
+        multiply(channel, channels);
+      }
+    }
+  }
+
+ private:
+  char* sums(int64_t i, int64_t column) const noexcept {
+    const int64_t row = block_ * call_.width + i;
+    return call_.partial + (row * call_.columns + column) * call_.scalar;
+  }
+
+  void clear_sums(int64_t first, int64_t last) noexcept {
+    const int64_t weights = (last - first) * c_.taps() * call_.scalar;
+    for (int64_t i = 0; i < call_.count; ++i) {
+      std::memset(sums(i, first * c_.taps()), 0, weights);
+      if (part_ == 0) std::memset(sums(i, call_.columns - 1), 0, call_.scalar);
+    }
+  }
+
+  // Elements of the staged type from `from` on, up to `to`.
+  void zero(char* tile, int64_t from, int64_t to) const noexcept {
+    if (to > from) std::memset(tile + from * call_.scalar, 0, (to - from) * call_.scalar);
+  }
+
+  // `samples` planes behind each other, of which the steps of both ranges come from `source`.
+  void stage_planes(char* tile, const char* source, const char* readable, int64_t sample_stride,
+                    const int64_t* step, const Range& tall, const Range& wide,
+                    int64_t samples) const noexcept {
+    const int64_t pitch = call_.steps[1].pitch;
+    const int64_t start = tall.begin * pitch + wide.begin;
+    int64_t rows = tall.end - tall.begin;
+    int64_t length = wide.end - wide.begin;
+    int64_t gap = pitch - length;
+    zero(tile, 0, rows && length ? start : samples * call_.plane);
+    if (rows && length) {
+      int64_t row = pitch;
+      if (gap == 0 && step[1] == 1 && step[0] == length) {  // rows lie together, here and there
+        length *= rows;
+        row = length;
+        rows = 1;
+      }
+      const depthwise::Place place = {call_.plane, row, gap, call_.plane - rows * row};
+      const depthwise::Rows from = {
+          source, {sample_stride, step[0], step[1]}, samples, rows, length, readable};
+      call_.staging->stage(tile + start * call_.scalar, place, from);
+    }
+  }
+
+  void stage_rows(int64_t n, int64_t samples) const noexcept {
+    const depthwise::Strides& dy = c_.dy;
+    const Range tall = {0, c_.axis[0].out, 0};
+    const Range wide = {0, c_.axis[1].out, 0};
+    for (int64_t i = 0; i < call_.count; ++i) {
+      char* const tile = rows_ + i * call_.row * call_.scalar;
+      const char* const source =
+          call_.dy + (n * dy.batch + call_.index[i] * dy.channel) * call_.element;
+      stage_planes(tile, source, call_.dy_end, dy.batch, dy.axis, tall, wide, samples);
+      zero(tile, samples * call_.plane, call_.row);
+    }
+  }
+
+  void stage_columns(int64_t n, int64_t samples, int64_t channel, int64_t channels) const noexcept {
+    const bool side_by_side = c_.x.channel == 1 && channels > 1;
+    for (int64_t phase = 0; phase < call_.phases(); ++phase) {
+      const int64_t a = phase / call_.steps[1].phases;
+      const int64_t b = phase % call_.steps[1].phases;
+      const Range tall = Range::of(c_.axis[0], a, call_.steps[0].pitch);
+      const Range wide = Range::of(c_.axis[1], b, call_.steps[1].pitch);
+      const int64_t first = n * c_.x.batch + channel * c_.x.channel + tall.first * c_.x.axis[0] +
+                            wide.first * c_.x.axis[1];
+      const char* const source = call_.x + first * call_.element;
+      char* const tile = columns_ + phase * call_.column * call_.scalar;
+      if (side_by_side) {
+        turn_planes(tile, source, tall, wide, samples, channels);
+      } else {
+        const int64_t step[] = {c_.x.axis[0] * c_.axis[0].stride, c_.x.axis[1] * c_.axis[1].stride};
+        for (int64_t k = 0; k < channels; ++k) {
+          stage_planes(tile + k * channel_bytes(), source + k * c_.x.channel * call_.element,
+                       call_.x_end, c_.x.batch, step, tall, wide, samples);
+        }
+      }
+      for (int64_t k = 0; k < channels; ++k) {
+        zero(tile + k * channel_bytes(), samples * call_.plane, call_.column);
+      }
+    }
+  }
+
+  int64_t channel_bytes() const noexcept { return call_.phases() * call_.column * call_.scalar; }
+
+  // stage_planes for neighbouring channels that lie side by side. A vector's lanes are positions of
+  // a row; those too many are made zero again before the next row comes. What is never written is
+  // zero since the tile was cleared.
+  void turn_planes(char* tile, const char* source, const Range& tall, const Range& wide,
+                   int64_t samples, int64_t channels) const noexcept {
+    constexpr int64_t kMost = 64;
+    const int64_t length = wide.end - wide.begin;
+    const int64_t pitch = call_.steps[1].pitch;
+    const int64_t step = c_.x.axis[1] * c_.axis[1].stride * call_.element;
+    int64_t offsets[kMost];
+    for (int64_t k = 0; k < std::min(kMost, length); ++k) offsets[k] = k * step;
+    for (int64_t sample = 0; sample < samples; ++sample) {
+      for (int64_t row = tall.begin; row < tall.end; ++row) {
+        const char* const from =
+            source + (sample * c_.x.batch + (row - tall.begin) * c_.axis[0].stride * c_.x.axis[0]) *
+                         call_.element;
+        const int64_t at = sample * call_.plane + row * pitch + wide.begin;
+        for (int64_t k = 0; k < length; k += kMost) {
+          call_.staging->transpose(tile + (at + k) * call_.scalar, channel_bytes() / call_.scalar,
+                                   from + k * step, offsets, std::min(kMost, length - k), channels,
+                                   call_.x_end);
+        }
+        const int64_t spilled = round_up(length, depthwise::kMaxLanes) - length;
+        if (spilled == 0) continue;
+        for (int64_t k = 0; k < channels; ++k) {
+          zero(tile + k * channel_bytes(), at + length, at + length + spilled);
+        }
+      }
+    }
+  }
+
+  void multiply(int64_t channel, int64_t channels) const noexcept {
+    const int64_t taps = c_.taps();
+    const void* rows[kMostRows];
+    const void* columns[kMostColumns];
+    for (int64_t i = 0; i < call_.count; i += call_.kernels->rows) {
+      const int64_t here = std::min(call_.kernels->rows, call_.count - i);
+      for (int64_t r = 0; r < here; ++r) rows[r] = rows_ + (i + r) * call_.row * call_.scalar;
+      for (int64_t k = 0; k < channels * taps; k += kMostColumns) {
+        const int64_t wide = std::min(kMostColumns, channels * taps - k);
+        for (int64_t c = 0; c < wide; ++c) columns[c] = column_of((k + c) / taps, (k + c) % taps);
+        call_.kernels->multiply(sums(i, channel * taps + k), call_.columns, rows, here, columns,
+                                wide, call_.length);
+      }
+    }
+  }
+
+  // Where the row of x for a weight starts.
+  const char* column_of(int64_t channel, int64_t tap) const noexcept {
+    const int64_t r = tap / c_.axis[1].kernel * c_.axis[0].dilation;
+    const int64_t s = tap % c_.axis[1].kernel * c_.axis[1].dilation;
+    const int64_t phase = r % c_.axis[0].stride * call_.steps[1].phases + s % c_.axis[1].stride;
+    const int64_t offset = r / c_.axis[0].stride * call_.steps[1].pitch + s / c_.axis[1].stride;
+    return columns_ + channel * channel_bytes() + (phase * call_.column + offset) * call_.scalar;
+  }
+
+  template <class Scalar>
+  void add_bias_of(int64_t i) const noexcept {
+    const auto* row = reinterpret_cast<const Scalar*>(rows_ + i * call_.row * call_.scalar);
+    Scalar parts[kStep] = {};
+    for (int64_t k = 0; k < call_.length; k += kStep) {
+      for (int64_t lane = 0; lane < kStep; ++lane) parts[lane] += row[k + lane];
+    }
+    Scalar sum = 0;
+    for (const Scalar part : parts) sum += part;
+    *reinterpret_cast<Scalar*>(sums(i, call_.columns - 1)) += sum;
+  }
+
+  void add_bias() const noexcept {
+    for (int64_t i = 0; i < call_.count; ++i) {
+      call_.scalar == 8 ? add_bias_of<double>(i) : add_bias_of<float>(i);
+    }
+  }
+
+  const Call& call_;
+  const Convolution& c_;
+  char* rows_;
+  char* columns_;
+  int64_t block_;
+  int64_t part_;
+};
+
+// One thread runs the tasks of a range one after the other, all in the first one's tile.
+void run_tasks(void* arg, int64_t begin, int64_t end) {
+  const Call& call = *static_cast<const Call*>(arg);
+  for (int64_t task = begin; task < end; ++task) {
+    Task(call, task, call.tiles + begin * call.tile_bytes).run();
+  }
+}
+
+struct Outputs {
+  const Call* call;
+  char* dw;
+  char* db;
+};
+
+template <class Element>
+void store_row(const Outputs& out, int64_t i) noexcept {
+  using Scalar = typename Element::Sum;
+  using Storage = typename Element::Storage;
+  const Call& call = *out.call;
+  const Convolution& c = call.convolution;
+  const int64_t blocks = i < call.count && !c.empty() ? call.sample_blocks : 0;
+  const auto* partial = reinterpret_cast<const Scalar*>(call.partial) + i * call.columns;
+  const int64_t block = call.width * call.columns;
+  const auto sum = [&](int64_t column) {
+    Scalar total = 0;
+    for (int64_t b = 0; b < blocks; ++b) total += partial[b * block + column];
+    return Element::store(total);
+  };
+  auto* dw = reinterpret_cast<Storage*>(out.dw) + i * c.dw.batch;
+  int64_t column = 0;
+  for (int64_t channel = 0; channel < c.inputs; ++channel) {
+    for (int64_t r = 0; r < c.axis[0].kernel; ++r) {
+      for (int64_t s = 0; s < c.axis[1].kernel; ++s) {
+        dw[channel * c.dw.channel + r * c.dw.axis[0] + s * c.dw.axis[1]] = sum(column++);
+      }
+    }
+  }
+  if (out.db) reinterpret_cast<Storage*>(out.db)[i] = sum(column);
+}
+
+void store_rows(void* arg, int64_t begin, int64_t end) {
+  const Outputs& out = *static_cast<const Outputs*>(arg);
+  for (int64_t i = begin; i < end; ++i) {
+    switch (out.call->convolution.dtype) {
+      case NEQ_F32:
+        store_row<Float>(out, i);
+        break;
+      case NEQ_F64:
+        store_row<Double>(out, i);
+        break;
+      case NEQ_F16:
+        store_row<Half>(out, i);
+        break;
+      case NEQ_BF16:
+        store_row<BFloat16>(out, i);
+        break;
+    }
+  }
+}
+
+void run(const neq_parallel* parallel, int64_t tasks, int64_t each, neq_body body, void* arg) {
+  if (parallel && tasks > each) {
+    parallel->run(parallel->context, 0, tasks, each, body, arg);
+  } else {
+    body(arg, 0, tasks);
+  }
+}
+
+}  // namespace
+}  // namespace neq::conv
+
+int64_t neq_conv_wgrad_cpu_scratch(const neq_tensor* dy, const neq_tensor* x, int64_t width,
+                                   const neq_window* window, const neq_tensor* dw) {
+  neq::conv::Call call{};
+  if (neq::conv::prepare(dy, x, width, window, dw, &call) != NEQ_OK) return -1;
+  return call.scratch_bytes();
+}
+
+neq_status neq_conv_wgrad_cpu(const neq_tensor* dy, const neq_tensor* x, const int32_t* index,
+                              int64_t width, const neq_window* window, const neq_tensor* dw,
+                              void* db, neq_scratch scratch, const neq_parallel* parallel) {
+  using namespace neq::conv;
+  Call call{};
+  neq_status status = prepare(dy, x, width, window, dw, &call);
+  if (status != NEQ_OK) return status;
+  status = neq::pack::check_index(index, width, call.convolution.outputs, &call.count);
+  if (status == NEQ_OK) status = neq::check_scratch(scratch, call.scratch_bytes());
+  if (status != NEQ_OK) return status;
+
+  if (call.scratch_bytes() > 0 && call.count > 0) {
+    call.dy = static_cast<const char*>(dy->data);
+    call.x = static_cast<const char*>(x->data);
+    call.dy_end = end_of(*dy);
+    call.x_end = x->size[1] > 0 ? end_of(*x) : call.x;
+    call.index = index;
+    char* const at = static_cast<char*>(scratch.data);
+    call.partial = at + (-reinterpret_cast<uintptr_t>(at) & (neq::depthwise::kCacheLine - 1));
+    call.tiles = call.partial + call.partial_bytes();
+    run(parallel, call.tasks(), 1, run_tasks, &call);
+  } else {
+    call.count = 0;
+  }
+  // A thread's worth of sums; waking another costs as much as some thousands.
+  const int64_t row = std::max<int64_t>(call.columns * call.sample_blocks, 1);
+  Outputs outputs = {&call, static_cast<char*>(dw->data), static_cast<char*>(db)};
+  run(parallel, width, std::max<int64_t>((int64_t{1} << 14) / row, 1), store_rows, &outputs);
+  return NEQ_OK;
+}
