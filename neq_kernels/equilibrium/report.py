@@ -44,6 +44,7 @@ class Report:
         seconds: time the update took.
         share: `seconds` as a share of the time since the end of the update before, or None for the
             first.
+        remembered: what the next update compares with, and how large it is.
     """
 
     epoch: int
@@ -53,6 +54,7 @@ class Report:
     warming_up: bool
     seconds: float
     share: float | None
+    remembered: str = ""
 
     @property
     def neurons(self) -> int:
@@ -102,6 +104,8 @@ class Report:
         spent = f"Probe: {self.seconds:.3g} s"
         if self.share is not None:
             spent += f", {self.share:.1%} of the time since the last update"
+        if self.remembered:
+            spent += f"; remembered: {self.remembered}"
         return [*lines, spent]
 
 
