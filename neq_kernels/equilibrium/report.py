@@ -45,6 +45,7 @@ class Report:
         share: `seconds` as a share of the time since the end of the update before, or None for the
             first.
         remembered: what the next update compares with, and how large it is.
+        note: what the selector has to say of its choice, such as the time it predicts.
     """
 
     epoch: int
@@ -55,6 +56,7 @@ class Report:
     seconds: float
     share: float | None
     remembered: str = ""
+    note: str = ""
 
     @property
     def neurons(self) -> int:
@@ -106,7 +108,7 @@ class Report:
             spent += f", {self.share:.1%} of the time since the last update"
         if self.remembered:
             spent += f"; remembered: {self.remembered}"
-        return [*lines, spent]
+        return [*lines, *([self.note] if self.note else []), spent]
 
 
 def row(name: str, layer: NEqLayer, found: Finding) -> LayerRow:

@@ -236,6 +236,8 @@ class Equilibrium:
         velocities = [found.track["velocity"] for found in findings.values() if found.track]
         epsilon = getattr(self.selector, "epsilon", None)
         self.history.add(report, sets, velocities, epsilon)
+        if prediction := getattr(self.selector, "prediction", None):
+            self.history.log(predicted_ms=prediction.ms)
 
     def _choose(self, findings: Mapping[str, Finding]) -> dict[str, ActiveSet]:
         """The sets until the next update: full in the warm-up and where nothing was compared."""
@@ -291,6 +293,7 @@ class Equilibrium:
             warming_up=0 < self.epoch < self.warmup,
             seconds=now - started,
             share=None if before is None else (now - started) / (now - before),
+            note=str(getattr(self.selector, "prediction", None) or ""),
             remembered=f"{self._carried.level}, {megabytes(self._carried.nbytes)}",
         )
 

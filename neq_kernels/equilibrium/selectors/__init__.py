@@ -10,17 +10,20 @@ the first epoch, in which nothing has been compared yet, offers `first(scores)`.
 from .base import Scores, Selector, Velocity, select
 from .budget import ParameterBudget
 from .given import Fixed, Random, Replay
+from .time_budget import Prediction, TimeBudget
 from .wrappers import Pinned, Rounded, Warmup
 
 __all__ = [
     "Fixed",
     "ParameterBudget",
     "Pinned",
+    "Prediction",
     "Random",
     "Replay",
     "Rounded",
     "Scores",
     "Selector",
+    "TimeBudget",
     "Velocity",
     "Warmup",
     "select",
