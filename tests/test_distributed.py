@@ -213,3 +213,19 @@ def test_alone_everything_is_given_back():
 def test_says_what_is_wrong():
     with pytest.raises(TypeError, match=r"process_group: expected a ProcessGroup, .* got int"):
         Peers(3)
+
+
+def choose_by_gradient(rank):
+    """Without DistributedDataParallel gradients differ; their squares add up."""
+    model, _ = make(PARTS[rank])
+    schedule = neq.Schedule(model, neq.selectors.GradientNorm(0.5), every=2)
+    for part in PARTS[rank]:
+        model(part).square().sum().backward()
+    schedule.step()
+    return {name: active.mask() for name, active in neq.get_active(model).items()}
+
+
+def test_a_schedule_chooses_alike_on_all_ranks(ranks):
+    first, second = ranks.run(choose_by_gradient)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not first["0"].all() or not first["4"].all()

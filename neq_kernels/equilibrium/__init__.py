@@ -4,6 +4,7 @@ from . import selectors
 from .history import History
 from .memory import Memory
 from .report import LayerRow, Report
+from .schedule import Schedule
 from .tracker import Equilibrium
 
-__all__ = ["Equilibrium", "History", "LayerRow", "Memory", "Report", "selectors"]
+__all__ = ["Equilibrium", "History", "LayerRow", "Memory", "Report", "Schedule", "selectors"]

@@ -24,7 +24,7 @@ from .measure import Carried, Finding, Measure, kind_of, warn_not_finite
 from .memory import Memory, megabytes, memory_of
 from .probe import Forward, Probe
 from .report import Report, row
-from .selectors import Scores, Selector, Velocity, select
+from .selectors import Scores, Selector, Velocity, needs, select
 from .undisturbed import unwrapped
 from .velocity import Track, check_momentum, get_definition
 
@@ -82,7 +82,8 @@ class Equilibrium:
 
     Raises:
         TypeError: the probe, a pattern or `forward` is not what it should be.
-        ValueError: no converted layer, a pattern that matches no module, or a number out of range.
+        ValueError: no converted layer, a pattern that matches no module, a number out of range, or
+            a selector that needs gradients.
     """
 
     def __init__(
@@ -101,6 +102,11 @@ class Equilibrium:
     ) -> None:
         self.model = unwrapped(model)
         self.selector = Velocity() if selector is None else selector
+        if needs(self.selector) == "gradient":
+            raise ValueError(
+                f"selector: expected one that needs no gradients, got {selector!r}; use it in "
+                "neq.Schedule(model, selector), which has them"
+            )
         self.definition = definition
         self.momentum = check_momentum(momentum)
         self.warmup = _check_warmup(warmup)

@@ -72,6 +72,8 @@ class TimeBudget:
         TypeError: not a profile.
     """
 
+    needs = "velocity"
+
     def __init__(self, speedup: float, profile: Any) -> None:
         if not 1 <= speedup < float("inf"):
             raise ValueError(f"speedup: expected a number >= 1, got {speedup!r}")
