@@ -3,7 +3,7 @@
 from neq_kernels import backends, optim
 from neq_kernels.active import ActiveSet
 from neq_kernels.convert import convert, get_active, revert, set_active
-from neq_kernels.equilibrium import Equilibrium, selectors
+from neq_kernels.equilibrium import Equilibrium, Schedule, selectors
 from neq_kernels.flops import flops
 from neq_kernels.optim import protect
 from neq_kernels.profile import profile
@@ -12,6 +12,7 @@ from neq_kernels.report import report
 __all__ = [
     "ActiveSet",
     "Equilibrium",
+    "Schedule",
     "backends",
     "convert",
     "flops",

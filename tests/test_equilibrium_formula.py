@@ -175,6 +175,45 @@ def test_adversarial_sequences(events, momentum, definition, shape):
     replay(nn.Sequential(layer), probe, change, momentum, definition)
 
 
+LAYERS = {
+    "Linear": (lambda: nn.Linear(4, 3), [(2, 2, 3, 4), (1, 1, 1, 4)]),
+    "Conv2d": (lambda: nn.Conv2d(2, 3, 2), [(3, 2, 3, 3), (1, 2, 3, 3), (3, 2, 2, 2)]),
+    "BatchNorm2d": (lambda: nn.BatchNorm2d(3), [(3, 3, 2, 2), (1, 3, 2, 2), (3, 3, 1, 1)]),
+    "LayerNorm": (lambda: nn.LayerNorm(3), [(4, 3), (1, 3), (2, 3, 3), (2, 1, 3)]),
+}
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.lists(
+        st.lists(st.sampled_from(sorted(EVENTS)), min_size=3, max_size=3),
+        min_size=EPOCHS,
+        max_size=EPOCHS,
+    ),
+    st.sampled_from(["paper", "reference"]),
+    st.sampled_from([(kind, shape) for kind, (_, shapes) in LAYERS.items() for shape in shapes]),
+)
+def test_adversarial_sequences_of_every_kind_of_layer(events, definition, kind_and_shape):
+    """Weight and bias of a neuron meet the same event; one sample and one position among them."""
+    kind, shape = kind_and_shape
+    generator = torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
+    layer = LAYERS[kind][0]()
+
+    def change(epoch):
+        with torch.no_grad():
+            for parameter in (layer.weight, layer.bias):
+                fresh = torch.randn(parameter.shape, generator=generator)
+                rows = [
+                    EVENTS[e](row, new)
+                    for e, row, new in zip(events[epoch - 1], parameter, fresh, strict=True)
+                ]
+                parameter.copy_(torch.stack(rows).clamp(-1e12, 1e12))
+
+    probe = [torch.randn(shape, generator=generator), torch.randn(shape, generator=generator)]
+    replay(nn.Sequential(layer), probe, change, 0.5, definition)
+
+
 def test_paper_example_by_hand():
     """phi = 1, cos 60, cos 60, 1: v = 0, -.5, .25, .375 with mu = .5."""
     model = nn.Sequential(nn.Linear(2, 1, bias=False))

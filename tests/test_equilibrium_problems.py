@@ -185,6 +185,22 @@ def test_shuffling_is_detected_before_training():
     assert tracker.state_dict()["states"] == {}
 
 
+def test_augmentation_is_detected_before_training():
+    class Augmented(torch.utils.data.Dataset):
+        def __len__(self):
+            return 8
+
+        def __getitem__(self, place):
+            return X[place % 4] * (1 + 0.1 * torch.rand(()))
+
+    model = neq.convert(Net())
+    tracker = Equilibrium(model, DataLoader(Augmented(), batch_size=4))
+    with pytest.raises(ValueError, match=r"batch 0 differs from the last pass.*no augmentation"):
+        tracker.update()
+    assert tracker.epoch == 0
+    assert sum(frozen(model).values()) == 0
+
+
 def test_batches_that_change_later_change_nothing():
     x = X.clone()
     model, tracker = make(probe=[X, x], warmup=0)

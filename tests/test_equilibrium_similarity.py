@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from neq_kernels.equilibrium.similarity import ConcatenatedCosine, cosine
+from neq_kernels.equilibrium.similarity import ConcatenatedCosine, MeanCosine, cosine
 
 
 def test_cosine_of_zero_vectors():
@@ -24,7 +24,7 @@ def test_cosine_resolves_a_millionth_near_one(scale, backend):
     measure = ConcatenatedCosine()
     measure.update(a, b, -1)
     torch.testing.assert_close(
-        1 - measure.value(), torch.tensor([1e-6, 2e-6]).double(), rtol=1e-2, atol=0
+        1 - measure.value(measure.sums()), torch.tensor([1e-6, 2e-6]).double(), rtol=1e-2, atol=0
     )
 
 
@@ -34,11 +34,24 @@ def test_batches_accumulate_as_if_concatenated(backend):
     whole.update(a, b, 1)
     for x, y in zip(a.split([1, 6, 3]), b.split([1, 6, 3]), strict=True):
         parts.update(x, y, 1)
-    torch.testing.assert_close(parts.value(), whole.value(), rtol=1e-14, atol=1e-14)
+    torch.testing.assert_close(
+        parts.value(parts.sums()), whole.value(whole.sums()), rtol=1e-14, atol=1e-14
+    )
     flat = [x.transpose(0, 1).flatten(1).double() for x in (a, b)]
-    torch.testing.assert_close(whole.value(), torch.cosine_similarity(*flat), rtol=1e-12, atol=0)
+    torch.testing.assert_close(
+        whole.value(whole.sums()), torch.cosine_similarity(*flat), rtol=1e-12, atol=0
+    )
 
 
-def test_value_without_outputs():
-    with pytest.raises(RuntimeError, match="no outputs were compared"):
-        ConcatenatedCosine().value()
+@pytest.mark.parametrize("similarity", [ConcatenatedCosine, MeanCosine])
+@pytest.mark.parametrize("shape", [(10, 3), (10, 3, 4)])
+def test_sums_add_up_over_processes(similarity, shape):
+    a, b = torch.randn(2, *shape).unbind()
+    whole, parts = similarity(), [similarity(), similarity()]
+    assert whole.sums() is None
+    axis = 1
+    whole.update(a, b, axis)
+    for part, rows in zip(parts, (slice(0, 3), slice(3, None)), strict=True):
+        part.update(a[rows], b[rows], axis)
+    together = whole.value(parts[0].sums() + parts[1].sums())
+    torch.testing.assert_close(together, whole.value(whole.sums()), rtol=1e-14, atol=1e-14)

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
+from .measure import Carried, LayerState
+from .memory import Kept
+from .snapshot import Snapshot
 from .velocity import get_definition
 
-VERSION = 1
+VERSION = 2
 KEYS = frozenset(
     {
         "version",
@@ -25,6 +29,8 @@ KEYS = frozenset(
         "layers",
         "states",
         "selector",
+        "memory",
+        "history",
     }
 )
 
@@ -32,6 +38,7 @@ KEYS = frozenset(
 def check(
     state: Mapping[str, Any],
     *,
+    model: nn.Module,
     definition: str,
     exclude: Sequence[str] | None,
     sizes: Mapping[str, int],
@@ -41,6 +48,7 @@ def check(
 
     Args:
         state: what was given to load_state_dict.
+        model: the tracker's.
         definition, exclude: the tracker's arguments.
         sizes: neurons of every converted layer of its model, by name.
         selector: name of its selector's class.
@@ -53,6 +61,58 @@ def check(
     _check_sizes(sizes, state["layers"])
     for name, saved in state["states"].items():
         _check_layer(name, saved, sizes[name], definition)
+    snapshot = state["memory"]["snapshot"]
+    if snapshot is not None and not Snapshot(snapshot).fits(model):
+        raise ValueError(
+            "state: expected weights of the shapes of this model, got others; load the state into "
+            "a tracker of the model it was saved with"
+        )
+
+
+def saved(outputs: Sequence[Kept]) -> list[Any]:
+    """Outputs as tensors, or in half precision as values, scale and the dtype they stand for."""
+    return [
+        kept.values
+        if kept.scale is None
+        else {"values": kept.values, "scale": kept.scale, "dtype": kept.dtype}
+        for kept in outputs
+    ]
+
+
+def memory(carried: Carried) -> dict[str, Any]:
+    """Where outputs are kept, how large that is, and the weights where those are kept instead."""
+    snapshot = carried.snapshot
+    return {
+        "level": carried.level,
+        "nbytes": carried.nbytes,
+        "snapshot": None if snapshot is None else snapshot.tensors,
+    }
+
+
+def restored(state: Mapping[str, Any], model: nn.Module) -> Carried:
+    """What `state` carries on, as copies, on the device of each layer or on the host as before."""
+    level, snapshot = state["memory"]["level"], state["memory"]["snapshot"]
+
+    def place(tensor: Tensor, device: torch.device) -> Tensor:
+        on_host = level is not None and level.startswith("host")
+        return tensor.to("cpu" if on_host else device, copy=True)
+
+    def kept(output: Any, device: torch.device) -> Kept:
+        if isinstance(output, Tensor):
+            return Kept(place(output, device), None, output.dtype)
+        scale = output["scale"].to(device, copy=True)
+        return Kept(place(output["values"], device), scale, output["dtype"])
+
+    states = {}
+    for name, layer in state["states"].items():
+        device = next(model.get_submodule(name).parameters()).device
+        track = {key: value.cpu().clone() for key, value in layer["track"].items()}
+        states[name] = LayerState(track, [kept(output, device) for output in layer["outputs"]])
+    copies = None
+    if snapshot is not None:
+        device = next(model.parameters()).device
+        copies = Snapshot({n: tensor.to(device, copy=True) for n, tensor in snapshot.items()})
+    return Carried(states, level, state["memory"]["nbytes"], copies, state["digests"])
 
 
 def _same(argument: str, ours: Any, theirs: Any) -> None:
@@ -84,5 +144,6 @@ def _check_layer(name: str, saved: Mapping[str, Any], size: int, definition: str
     got = {key: value.shape for key, value in saved["track"].items()}
     if got != expected:
         raise ValueError(f"state: expected {expected} for layer {name!r}, got {got}")
-    if not all(isinstance(output, Tensor) for output in saved["outputs"]):
+    known = (Tensor, dict)
+    if not all(isinstance(output, known) for output in saved["outputs"]):
         raise ValueError(f"state: expected tensors as outputs of layer {name!r}")

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
-from contextlib import nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor, nn
 
+from neq_kernels.distributed import Peers
 from neq_kernels.layer import NEqLayer
 from neq_kernels.sets import to_host
 
+from .memory import WEIGHTS, Kept, Memory, Store
 from .probe import Probe
-from .recorder import NOT_FINITE, HeadFinder, LayerRecord, finding_head, recording
+from .recorder import (
+    NOT_FINITE,
+    HeadFinder,
+    LayerRecord,
+    PairedRecord,
+    finding_head,
+    recording,
+)  # fmt: skip
+from .snapshot import Snapshot
 from .undisturbed import undisturbed
 from .velocity import Definition, Track
 
@@ -22,10 +33,30 @@ STARTS_OVER = "starts over, nothing to compare with yet"
 
 @dataclass(frozen=True)
 class LayerState:
-    """What a layer carries on: its track, and the outputs the next pass compares with."""
+    """What a layer carries on: its track, and the outputs the next pass compares with, if outputs
+    are kept."""
 
     track: Track
-    outputs: list[Tensor]
+    outputs: list[Kept]
+
+
+@dataclass(frozen=True)
+class Carried:
+    """What one pass hands on to the next.
+
+    Attributes:
+        states: by layer; a layer without one has nothing to compare with.
+        level: at which the outputs are kept, None before the first pass.
+        nbytes: of what is kept.
+        snapshot: the weights, at level "weights".
+        digests: of the probe's batches, None before the first pass.
+    """
+
+    states: dict[str, LayerState] = field(default_factory=dict)
+    level: str | None = None
+    nbytes: int = 0
+    snapshot: Snapshot | None = None
+    digests: list[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -45,69 +76,115 @@ class Finding:
 
 @dataclass(frozen=True)
 class Pass:
-    """What was found per layer, a digest per batch, and the nn.Linear that ran last."""
+    """What was found per layer, what is handed on, and the nn.Linear that ran last."""
 
     findings: dict[str, Finding]
-    digests: list[str]
+    carried: Carried
     head: str | None
 
 
-def run_pass(
-    model: nn.Module,
-    layers: Mapping[str, NEqLayer],
-    probe: Probe,
-    last: Mapping[str, LayerState],
-    digests: list[str] | None,
-    definition: Definition,
-    momentum: float,
-) -> Pass:
-    """Feed the probe and compare the outputs of `layers` with `last`.
+@dataclass(frozen=True)
+class Measure:
+    """How passes are made: over what, by which definition, and what is remembered."""
 
-    `digests` are those of the last pass, or None in the first, in which the probe is iterated over
-    once more to see that it gives the same batches again: better now than after an epoch of
-    training.
-    """
-    records = {
-        name: LayerRecord(
-            layer, last[name].outputs if name in last else None, definition.similarity()
+    model: nn.Module
+    probe: Probe
+    memory: Memory
+    definition: Definition
+    peers: Peers
+
+    def run(self, layers: Mapping[str, NEqLayer], last: Carried, momentum: float) -> Pass:
+        """Feed the probe and compare the outputs of `layers` with those of the pass before.
+
+        In the first pass the probe is iterated over once more, to see that it gives the same
+        batches again: better now than after an epoch of training.
+        """
+        first = last.digests is None
+        device = next(self.model.parameters()).device
+        store = Store(self.memory, device, last.level)
+        records = self._records(layers, last, store)
+        finder = HeadFinder()
+        with self.peers.together("update()"), undisturbed(self.model, self.probe.generators()):
+            runs = self._runs(records, last)
+            watching = finding_head(finder, self.model) if first else nullcontext()
+            with recording(records, self.model), watching:
+                seen = self.probe.run(self.model, device, last.digests, runs)
+            if first:
+                self.probe.check_repeatable(seen)
+        # A first forward may find a layer unfit and revert it.
+        records = {name: r for name, r in records.items() if isinstance(layers[name], NEqLayer)}
+        results = to_host([record.result() for record in records.values()])
+        sums = self.peers.sum(
+            [r.summary(result) for r, result in zip(records.values(), results, strict=True)]
         )
-        for name, layer in layers.items()
-    }
-    finder, first = HeadFinder(), digests is None
-    device = next(model.parameters()).device
-    with undisturbed(model, probe.generators()):
-        with recording(records, model), finding_head(finder, model) if first else nullcontext():
-            seen = probe.run(model, device, digests)
-        if first:
-            probe.check_repeatable(seen)
-    # A first forward may find a layer unfit and revert it.
-    records = {name: r for name, r in records.items() if isinstance(layers[name], NEqLayer)}
-    results = to_host([record.result() for record in records.values()])
-    findings = {
-        name: _finding(
-            record, record.finish(result), layers[name].size, last.get(name), first, definition,
-            momentum,
-        )
-        for (name, record), result in zip(records.items(), results, strict=True)
-    }  # fmt: skip
-    return Pass(findings, seen, finder.name)
+        similarities = [r.finish(s) for r, s in zip(records.values(), sums, strict=True)]
+        findings = {
+            name: self._finding(record, similarity, layers[name].size, last, name, momentum)
+            for (name, record), similarity in zip(records.items(), similarities, strict=True)
+        }
+        return Pass(findings, self._carried(findings, store, seen), finder.name)
 
+    def _records(
+        self, layers: Mapping[str, NEqLayer], last: Carried, store: Store
+    ) -> dict[str, LayerRecord]:
+        states = last.states
+        if last.level == WEIGHTS:
+            return {
+                name: PairedRecord(layer, name in states, self.definition.similarity(), store)
+                for name, layer in layers.items()
+            }
+        return {
+            name: LayerRecord(
+                layer,
+                states[name].outputs if name in states else None,
+                self.definition.similarity(),
+                store,
+            )
+            for name, layer in layers.items()
+        }
 
-def _finding(
-    record: LayerRecord,
-    similarity: Tensor | None,
-    size: int,
-    last: LayerState | None,
-    first: bool,
-    definition: Definition,
-    momentum: float,
-) -> Finding:
-    if similarity is not None and last is not None:
-        track = definition.step(last.track, similarity, momentum)
-        return Finding(LayerState(track, record.outputs), track, problem=None)
-    problem = record.problem or (None if first else STARTS_OVER)
-    state = LayerState(definition.start(size), record.outputs) if record.outputs else None
-    return Finding(state, None, problem)
+    def _runs(
+        self, records: Mapping[str, LayerRecord], last: Carried
+    ) -> list[Callable[[], AbstractContextManager[Any]]]:
+        """How each batch is run: by the model, and beside it by that of the last pass."""
+        if last.snapshot is None:
+            return [nullcontext]
+        twin = last.snapshot.network(self.model)
+        paired = [record for record in records.values() if isinstance(record, PairedRecord)]
+
+        @contextmanager
+        def then() -> Iterator[None]:
+            for record in paired:
+                record.side(then=True)
+            with twin.in_place():
+                yield
+            for record in paired:
+                record.side(then=False)
+
+        return [nullcontext, then]
+
+    def _finding(
+        self,
+        record: LayerRecord,
+        similarity: Tensor | None,
+        size: int,
+        last: Carried,
+        name: str,
+        momentum: float,
+    ) -> Finding:
+        if similarity is not None:
+            track = self.definition.step(last.states[name].track, similarity, momentum)
+            return Finding(LayerState(track, record.outputs), track, problem=None)
+        problem = record.problem or (None if last.digests is None else STARTS_OVER)
+        state = LayerState(self.definition.start(size), record.outputs) if record.ran else None
+        return Finding(state, None, problem)
+
+    def _carried(self, findings: Mapping[str, Finding], store: Store, seen: list[str]) -> Carried:
+        states = {name: found.state for name, found in findings.items() if found.state}
+        if store.level != WEIGHTS:
+            return Carried(states, store.level, store.nbytes, None, seen)
+        snapshot = Snapshot.take(self.model, self.memory)
+        return Carried(states, WEIGHTS, snapshot.nbytes, snapshot, seen)
 
 
 def kind_of(layer: NEqLayer) -> str:

@@ -6,6 +6,7 @@ import copy
 import ctypes
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -36,8 +37,15 @@ class Probe:
         self.batches = batches
         self.forward = forward
 
-    def run(self, model: nn.Module, device: torch.device, expected: list[str] | None) -> list[str]:
-        """Feed every batch to the model; return a digest per batch.
+    def run(
+        self,
+        model: nn.Module,
+        device: torch.device,
+        expected: list[str] | None,
+        runs: Sequence[Callable[[], AbstractContextManager[Any]]] = (nullcontext,),
+    ) -> list[str]:
+        """Feed every batch to the model, once inside each context of `runs`; return a digest per
+        batch.
 
         Raises ValueError if there is no batch, or as soon as a batch differs from the `expected`
         digests.
@@ -47,7 +55,9 @@ class Probe:
             digests.append(digest(inputs))
             _check_same(digests, expected)
             try:
-                self._call(model, move(inputs, device))
+                for run in runs:
+                    with run():
+                        self._call(model, move(inputs, device))
             except Exception as error:
                 _explain(
                     error,

@@ -11,82 +11,164 @@ from torch import Tensor, nn
 
 from neq_kernels.layer import NEqLayer
 
+from .memory import WEIGHTS, Kept, Store
 from .similarity import Similarity
 
 NOT_RUN = "did not run in the probe"
 NOT_FINITE = "NaN or inf in its outputs"
+NOT_EVERYWHERE = "could not be compared on every rank"
 
 
 class LayerRecord:
     """One layer during one pass: its outputs, by batches and calls, against the last pass's.
 
     Attributes:
-        outputs: what the next pass compares with, copied in the layer's own dtype, so without loss.
+        outputs: what the next pass compares with; empty where the store keeps none.
         problem: why the layer cannot be compared with the last pass, or None.
+
+    Args:
+        layer: the layer.
+        previous: its outputs in the last pass; None if there were none.
+        similarity: a fresh accumulator.
+        store: keeps the outputs.
     """
 
     def __init__(
-        self, layer: NEqLayer, previous: list[Tensor] | None, similarity: Similarity
+        self, layer: NEqLayer, previous: list[Kept] | None, similarity: Similarity, store: Store
     ) -> None:
-        self.outputs: list[Tensor] = []
         self.problem: str | None = None
         self._layer = layer
         self._previous = previous
         self._similarity = similarity
+        self._store = store
+        self._outputs: list[Kept | None] = []
         self._sums: list[Tensor] = []
+        self._elements = 0
+
+    @property
+    def outputs(self) -> list[Kept]:
+        if self._store.level == WEIGHTS or not self.ran:
+            return []
+        return [kept for kept in self._outputs if kept is not None]
+
+    @property
+    def ran(self) -> bool:
+        """Whether there were outputs, and all of them can be used."""
+        return self._elements > 0 and self.problem != NOT_FINITE
 
     def add(self, output: Any) -> None:
-        """Take in one call's output: a copy, as an in-place activation may overwrite it next."""
-        current = output.detach().clone()
-        position = len(self.outputs)
-        self.outputs.append(current)
+        """Take in one call's output, before an in-place activation may overwrite it."""
+        current, position = output.detach(), len(self._outputs)
+        self._outputs.append(self._store.keep(current, self._axis(current)))
+        self._note(current)
+        if self._previous is not None and position < len(self._previous):
+            kept = self._previous[position]
+            if not self.problem and self._same_shape(kept.shape, current.shape):
+                self._compare(kept.output(current.device), current)
+
+    def _note(self, current: Tensor) -> None:
+        self._elements += current.numel()
         self._sums.append(current.sum(dtype=torch.float64))  # far cheaper than isfinite
-        if self._previous is None or self.problem or position >= len(self._previous):
-            return
-        previous = self._previous[position]
-        if current.shape != previous.shape:
-            shapes = f"{list(previous.shape)}, then {list(current.shape)}"
+
+    def _same_shape(self, previous: torch.Size, current: torch.Size) -> bool:
+        if previous != current:
+            shapes = f"{list(previous)}, then {list(current)}"
             self.problem = f"output shape varies between passes: {shapes}"
-        else:
-            self._similarity.update(previous.to(current.device), current, self._axis(current))
+        return previous == current
+
+    def _compare(self, previous: Tensor, current: Tensor) -> None:
+        self._similarity.update(previous, current, self._axis(current))
+
+    def _calls(self) -> tuple[int, int]:
+        """Of the last pass, and of this one."""
+        return len(self._previous or ()), len(self._outputs)
 
     def result(self) -> Tensor:
-        """What `finish` has to know on the host: one number that is finite if all outputs are, then
-        the similarity to the last pass if there was one; fp64 `[0]`, `[1]` or `[1 + C]`, where the
-        outputs are.
+        """One number that is finite if all outputs are, then the sums that similarity comes from if
+        there was something to compare; fp64 `[0]`, `[1]` or `[1 + rows * C]`, where the outputs
+        are.
 
         Left to the caller to fetch, of all layers together: every copy to the host waits for the
         device.
         """
-        if not any(output.numel() for output in self.outputs):
-            self.problem = NOT_RUN if not self.outputs else "had empty outputs"
-            self.outputs = []
+        if not self._elements:
+            self.problem = "had empty outputs" if self._outputs else NOT_RUN
             return torch.empty(0, dtype=torch.float64, device="cpu")
         largest = torch.stack(self._sums).abs().amax().view(1)  # NaN, if there is one
         if self._previous is None or self.problem:
             return largest
-        calls = len(self._previous), len(self.outputs)
-        if calls[0] != calls[1]:
-            self.problem = f"calls vary between passes: {calls[0]}, then {calls[1]}"
+        before, now = self._calls()
+        if before != now:
+            self.problem = f"calls vary between passes: {before}, then {now}"
             return largest
-        return torch.cat([largest, self._similarity.value()])
+        sums = self._similarity.sums()
+        return largest if sums is None else torch.cat([largest, sums.flatten()])
 
-    def finish(self, result: Tensor) -> Tensor | None:
+    def summary(self, result: Tensor) -> Tensor:
+        """`result()`, on the CPU, in a form to be summed up over processes: fp64
+        `[2 + rows * C]`, how many could not compare, the number that is finite, the sums."""
+        sums = self._similarity.rows * self._layer.size
+        summary = torch.zeros(2 + sums, dtype=torch.float64)
+        summary[1 : 1 + result.numel()] = result
+        summary[0] = float(result.numel() <= 1)
+        return summary
+
+    def finish(self, summary: Tensor) -> Tensor | None:
         """The similarity to the last pass, fp64 `[C]` on the CPU; None if there was no last pass to
         compare with, or a `problem`.
 
-        `result` is what `result()` gave, on the CPU.
+        `summary` is what `summary()` gave, of all processes together.
         """
-        if not result.isfinite().all():
-            self.problem, self.outputs = NOT_FINITE, []
+        if not summary.isfinite().all():
+            self.problem = NOT_FINITE
             return None
-        return result[1:].clone() if result.numel() > 1 else None
+        if summary[0] > 0:
+            if self._previous is not None and self.problem is None:
+                self.problem = NOT_EVERYWHERE
+            return None
+        return self._similarity.value(summary[2:].view(self._similarity.rows, -1))
 
     def _axis(self, output: Tensor) -> int:
         unbatched = isinstance(self._layer, nn.modules.conv._ConvNd) and (
             output.dim() == self._layer.weight.dim() - 1
         )
         return 0 if unbatched else self._layer.channel_axis
+
+
+class PairedRecord(LayerRecord):
+    """One layer, compared with itself in the network of the last pass, which runs each batch after
+    the network of now.
+
+    Args:
+        known: whether the last pass had usable outputs.
+    """
+
+    def __init__(self, layer: NEqLayer, known: bool, similarity: Similarity, store: Store) -> None:
+        super().__init__(layer, [] if known else None, similarity, store)
+        self._batch: list[Tensor] = []
+        self._then = False
+        self._seen = [0, 0]
+
+    def side(self, then: bool) -> None:
+        """Whose outputs come next; between batches it is the turn of now."""
+        self._then = then
+        if not then:
+            self._batch.clear()
+
+    def add(self, output: Any) -> None:
+        current = output.detach()
+        self._seen[not self._then] += 1
+        if not self._then:
+            self._outputs.append(None)
+            self._note(current)
+            self._batch.append(current.clone())
+        elif self._previous is not None and not self.problem and self._batch:
+            now = self._batch.pop(0)
+            if self._same_shape(current.shape, now.shape):
+                self._compare(current, now)
+
+    def _calls(self) -> tuple[int, int]:
+        return self._seen[0], self._seen[1]
 
 
 class HeadFinder:

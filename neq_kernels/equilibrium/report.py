@@ -44,6 +44,8 @@ class Report:
         seconds: time the update took.
         share: `seconds` as a share of the time since the end of the update before, or None for the
             first.
+        remembered: what the next update compares with, and how large it is.
+        note: what the selector has to say of its choice, such as the time it predicts.
     """
 
     epoch: int
@@ -53,6 +55,8 @@ class Report:
     warming_up: bool
     seconds: float
     share: float | None
+    remembered: str = ""
+    note: str = ""
 
     @property
     def neurons(self) -> int:
@@ -102,7 +106,9 @@ class Report:
         spent = f"Probe: {self.seconds:.3g} s"
         if self.share is not None:
             spent += f", {self.share:.1%} of the time since the last update"
-        return [*lines, spent]
+        if self.remembered:
+            spent += f"; remembered: {self.remembered}"
+        return [*lines, *([self.note] if self.note else []), spent]
 
 
 def row(name: str, layer: NEqLayer, found: Finding) -> LayerRow:

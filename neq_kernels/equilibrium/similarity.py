@@ -20,12 +20,20 @@ class Similarity(Protocol):
     def update(self, previous: Tensor, current: Tensor, axis: int) -> None:
         """Take in one pair of outputs of equal shape, with the neurons along `axis`."""
 
-    def value(self) -> Tensor:
-        """The similarity of every neuron so far, fp64 `[C]`."""
+    def sums(self) -> Tensor | None:
+        """What was summed up so far, fp64 `[rows, C]`, to be added to that of other processes; None
+        if nothing was compared."""
+
+    def value(self, sums: Tensor) -> Tensor:
+        """The similarity of every neuron, fp64 `[C]`, from its sums."""
+
+    rows: int
 
 
 class ConcatenatedCosine:
     """One cosine per neuron over everything it put out, as if concatenated (the paper's text)."""
+
+    rows = 3
 
     def __init__(self) -> None:
         self._moments: Tensor | None = None
@@ -35,10 +43,11 @@ class ConcatenatedCosine:
         moments = channel_moments(previous, current, axis, False)
         self._moments = moments if self._moments is None else self._moments + moments
 
-    def value(self) -> Tensor:
-        if self._moments is None:
-            raise RuntimeError("similarity: no outputs were compared; call update() first")
-        return cosine(*self._moments.unbind())
+    def sums(self) -> Tensor | None:
+        return self._moments
+
+    def value(self, sums: Tensor) -> Tensor:
+        return cosine(*sums.unbind())
 
 
 class MeanCosine:
@@ -49,9 +58,12 @@ class MeanCosine:
     cosine is but the agreement of two signs.
     """
 
+    # The sum of the cosines and their number; the moments of scalars and their number.
+    rows = 6
+
     def __init__(self) -> None:
         self._scalars = ConcatenatedCosine()
-        self._sum: Tensor | float = 0.0
+        self._sum: Tensor | None = None
         self._samples = {"scalar": 0, "positions": 0}
 
     def update(self, previous: Tensor, current: Tensor, axis: int) -> None:
@@ -63,17 +75,31 @@ class MeanCosine:
         if axis == 0:  # no batch dimension: one sample
             previous, current, axis = previous.unsqueeze(0), current.unsqueeze(0), 1
         _, channel_moments = backends.resolve("channel_moments", current.device.type, current.dtype)
-        self._sum = self._sum + cosine(*channel_moments(previous, current, axis, True)).sum(0)
+        cosines = cosine(*channel_moments(previous, current, axis, True)).sum(0)
+        self._sum = cosines if self._sum is None else self._sum + cosines
         self._samples["positions"] += current.shape[0]
 
-    def value(self) -> Tensor:
-        scalar, positions = self._samples.values()
-        if not positions:
-            return self._scalars.value()
+    def sums(self) -> Tensor | None:
+        moments, summed = self._scalars.sums(), self._sum
+        if summed is None and moments is None:
+            return None
+        some = summed if summed is not None else moments
+        assert some is not None
+        sums = torch.zeros(self.rows, some.shape[-1], dtype=torch.float64, device=some.device)
+        if summed is not None:
+            sums[0] = summed
+            sums[1] = self._samples["positions"]
+        if moments is not None:
+            sums[2:5] = moments
+            sums[5] = self._samples["scalar"]
+        return sums
+
+    def value(self, sums: Tensor) -> Tensor:
+        cosines, positions, scalars = sums[0], sums[1], sums[5]
+        alike = self._scalars.value(sums[2:5])
         # A layer called in both ways: each sample counts once.
-        sums = self._sum + (self._scalars.value() * scalar if scalar else 0.0)
-        assert isinstance(sums, Tensor)
-        return sums / (scalar + positions)
+        shared = (cosines + alike * scalars) / (positions + scalars)
+        return torch.where(positions == 0, alike, shared)
 
 
 def cosine(ab: Tensor, aa: Tensor, bb: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -10,17 +11,20 @@ from typing import Any
 from torch import nn
 
 from neq_kernels.active import ActiveSet
+from neq_kernels.distributed import WORLD, Peers
 from neq_kernels.layer import NEqLayer
 from neq_kernels.planner import plan
 from neq_kernels.sets import sets_of
 
 from . import checkpoint
 from .exclusion import Exclusion
+from .history import History
 from .layers import Layers
-from .measure import Finding, LayerState, kind_of, run_pass, warn_not_finite
+from .measure import Carried, Finding, Measure, kind_of, warn_not_finite
+from .memory import Memory, megabytes, memory_of
 from .probe import Forward, Probe
 from .report import Report, row
-from .selectors import Scores, Selector, Velocity, select
+from .selectors import Scores, Selector, Velocity, needs, select
 from .undisturbed import unwrapped
 from .velocity import Track, check_momentum, get_definition
 
@@ -41,11 +45,13 @@ class Equilibrium:
     its output shape varies, NaN or inf in its outputs) is all active, with its reason in the
     report, and starts over.
 
-    The outputs of the measured layers for the whole probe are kept until the next update, and are
-    part of `state_dict()`: 120 MB for ResNet-32 and 50 images of 32 x 32.
+    Between updates it remembers the outputs of the measured layers for the whole probe, 120 MB for
+    ResNet-32 and 50 images of 32 x 32, or the weights; `memory` says which. They are part of
+    `state_dict()`. `history` has what every update found.
 
-    On several processes every one measures its own replica with its own probe, and nothing is
-    exchanged: give all ranks the same probe, so that they freeze the same neurons.
+    On several processes all of them call `update()`, each with its own part of the probe or all
+    with the same: the sums that similarities come from are added up over `process_group`, and the
+    first rank's choice is everybody's. An error on one rank is an error on all.
 
     Args:
         model: converted by `neq_kernels.convert`; may be compiled or wrapped in
@@ -66,10 +72,18 @@ class Equilibrium:
             `exclude=()` measures all.
         forward: `forward(model, batch)` feeds a batch that needs more than the rules above; it gets
             the model without wrappers, and the whole batch.
+        memory: "auto" (outputs within 2 GiB on the device or 8 GiB on the host, else weights),
+            "outputs", "weights", or a `neq_kernels.equilibrium.Memory` with other budgets.
+        process_group: who measures together: all processes if torch.distributed is initialised
+            ("world"), those of a group, or nobody else (None).
+
+    Attributes:
+        history: a `neq_kernels.equilibrium.History`: per update, what was found and chosen.
 
     Raises:
         TypeError: the probe, a pattern or `forward` is not what it should be.
-        ValueError: no converted layer, a pattern that matches no module, or a number out of range.
+        ValueError: no converted layer, a pattern that matches no module, a number out of range, or
+            a selector that needs gradients.
     """
 
     def __init__(
@@ -83,19 +97,29 @@ class Equilibrium:
         warmup: int = 1,
         exclude: str | Sequence[str] | None = None,
         forward: Forward | None = None,
+        memory: str | Memory = "auto",
+        process_group: Any = WORLD,
     ) -> None:
         self.model = unwrapped(model)
         self.selector = Velocity() if selector is None else selector
+        if needs(self.selector) == "gradient":
+            raise ValueError(
+                f"selector: expected one that needs no gradients, got {selector!r}; use it in "
+                "neq.Schedule(model, selector), which has them"
+            )
         self.definition = definition
         self.momentum = check_momentum(momentum)
         self.warmup = _check_warmup(warmup)
         self._definition = get_definition(definition)
-        self._probe = Probe(probe, forward)
+        self._peers = Peers(process_group)
+        self._measure = Measure(
+            self.model, Probe(probe, forward), memory_of(memory), self._definition, self._peers
+        )
         self._layers = Layers(self.model)
         self._exclusion = Exclusion.of(exclude, self.model, self._layers.sizes)
         self._passes = 0
-        self._digests: list[str] | None = None
-        self._states: dict[str, LayerState] = {}
+        self._carried = Carried()
+        self.history = History()
         self._ended: float | None = None
 
     @property
@@ -110,37 +134,37 @@ class Equilibrium:
             What was found, per layer; prints as a table.
 
         Raises:
-            ValueError: the probe is empty, its batches are not those of the last pass, or the
-                selector's masks do not fit.
+            ValueError: the probe is empty, its batches are not those of the last pass, they do not
+                fit the memory, the selector's masks do not fit, or ranks have other trackers.
             TypeError: the selector gives something else than bool masks on the CPU.
-            RuntimeError: a layer is not converted any more.
+            RuntimeError: a layer is not converted any more, or update() failed on another rank.
         """
         started = time.perf_counter()
-        self._layers.check()
+        with self._peers.together("update()"):
+            self._layers.check()
+        self._check_peers()
         excluded = self._exclusion.names
         layers = {name: m for name, m in self._layers.live().items() if name not in excluded}
-        measured = run_pass(
-            self.model,
-            layers,
-            self._probe,
-            self._states,
-            self._digests,
-            self._definition,
-            self.momentum,
-        )
+        measured = self._measure.run(layers, self._carried, self.momentum)
         exclusion = self._exclusion
-        if self._passes == 0:
-            exclusion = exclusion.settled(measured.head, self._layers.sizes)
-        findings = {
-            name: found for name, found in measured.findings.items() if name not in exclusion.names
-        }
-        self._layers.activate(self._choose(findings))
-        self._states = {name: found.state for name, found in findings.items() if found.state}
-        self._digests, self._exclusion = measured.digests, exclusion
+        with self._peers.together("update()"):
+            if self._passes == 0:
+                exclusion = exclusion.settled(measured.head, self._layers.sizes)
+            findings = {n: f for n, f in measured.findings.items() if n not in exclusion.names}
+            sets = self._choose(findings)
+        self._layers.activate(self._peers.first(sets))
+        states = {name: found.state for name, found in findings.items() if found.state}
+        self._carried, self._exclusion = replace(measured.carried, states=states), exclusion
         self._passes += 1
         report = self._report(findings, started)
+        self._record(report, findings)
         warn_not_finite(findings)
         return report
+
+    def log(self, **values: float) -> None:
+        """Note numbers of the epoch beside the last update, such as ``accuracy`` and
+        ``backward_ms``, for `history` and its picture."""
+        self.history.log(**values)
 
     def state_dict(self) -> dict[str, Any]:
         """All that a resumed run needs to go on bit-identically, last outputs and sets included.
@@ -159,12 +183,14 @@ class Equilibrium:
             "excluded": list(self._exclusion.names),
             "head": self._exclusion.head,
             "passes": self._passes,
-            "digests": self._digests,
+            "digests": self._carried.digests,
             "layers": self._layers.masks(),
             "states": {
-                name: {"track": state.track, "outputs": state.outputs}
-                for name, state in self._states.items()
+                name: {"track": state.track, "outputs": checkpoint.saved(state.outputs)}
+                for name, state in self._carried.states.items()
             },
+            "memory": checkpoint.memory(self._carried),
+            "history": self.history.state_dict(),
             "selector": {"name": type(self.selector).__name__, "state": save() if save else None},
             # With other paths a resumed run would differ in rounding.
             "plan": plan.state_dict(),
@@ -180,6 +206,7 @@ class Equilibrium:
         """
         checkpoint.check(
             state,
+            model=self.model,
             definition=self.definition,
             exclude=self._exclusion.patterns,
             sizes=self._layers.sizes,
@@ -191,19 +218,32 @@ class Equilibrium:
             load(state["selector"]["state"])
         plan.load_state_dict(state["plan"])
         self._layers.activate(sets)
-        self._states = {
-            name: self._restored(name, saved) for name, saved in state["states"].items()
-        }
+        self._carried = checkpoint.restored(state, self.model)
+        self.history.load_state_dict(state["history"])
         self.momentum, self.warmup = state["momentum"], state["warmup"]
         names, head = tuple(state["excluded"]), state["head"]
         self._exclusion = replace(self._exclusion, names=names, head=head)
-        self._passes, self._digests = state["passes"], state["digests"]
+        self._passes = state["passes"]
         self._ended = None
 
-    def _restored(self, name: str, saved: Mapping[str, Any]) -> LayerState:
-        device = next(self.model.get_submodule(name).parameters()).device
-        track = {key: value.cpu().clone() for key, value in saved["track"].items()}
-        return LayerState(track, [output.to(device, copy=True) for output in saved["outputs"]])
+    def _check_peers(self) -> None:
+        """Raise ValueError unless all ranks measure the same layers for the same time."""
+        mine = (self._passes, self.definition, self.momentum, sorted(self._layers.sizes.items()))
+        found = self._peers.gather(zlib.crc32(repr(mine).encode()))
+        if len(set(found)) > 1:
+            raise ValueError(
+                "process_group: expected trackers of the same model and settings after as many "
+                f"updates on every rank, got {len(set(found))} different ones; load the same "
+                "state on all, or pass process_group=None to measure each on its own"
+            )
+
+    def _record(self, report: Report, findings: Mapping[str, Finding]) -> None:
+        sets = {name: layer.active for name, layer in self._layers.live().items()}
+        velocities = [found.track["velocity"] for found in findings.values() if found.track]
+        epsilon = getattr(self.selector, "epsilon", None)
+        self.history.add(report, sets, velocities, epsilon)
+        if prediction := getattr(self.selector, "prediction", None):
+            self.history.log(predicted_ms=prediction.ms)
 
     def _choose(self, findings: Mapping[str, Finding]) -> dict[str, ActiveSet]:
         """The sets until the next update: full in the warm-up and where nothing was compared."""
@@ -259,6 +299,8 @@ class Equilibrium:
             warming_up=0 < self.epoch < self.warmup,
             seconds=now - started,
             share=None if before is None else (now - started) / (now - before),
+            note=str(getattr(self.selector, "prediction", None) or ""),
+            remembered=f"{self._carried.level}, {megabytes(self._carried.nbytes)}",
         )
 
 

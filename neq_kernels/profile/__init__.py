@@ -15,6 +15,7 @@ from neq_kernels.equilibrium.undisturbed import undisturbed, unwrapped
 from neq_kernels.example import outputs_with_graph
 from neq_kernels.gradients import Needed
 from neq_kernels.profile.calls import Call, capture
+from neq_kernels.profile.cuts import find_cuts
 from neq_kernels.profile.measure import Bench, interleave, step_ms
 from neq_kernels.profile.result import LayerTime, Profile
 
@@ -67,6 +68,7 @@ def profile(
         device = next(call.dy.device for found in calls.values() for call in found)
         kinds = {name: layer.origin.__name__ for name, layer in converted_layers(model).items()}
         forward_ms, backward_ms = _step(model, example_input, device)
+        cuts = find_cuts(model, example_input)
     distinct = list(dict.fromkeys(call for found in calls.values() for call in found))
     with undisturbed(model):
         measured = {call: _measure(call, active, seconds) for call in _shown(distinct, progress)}
@@ -76,7 +78,7 @@ def profile(
         for name, found in calls.items()
         if found
     ]
-    return Profile(tuple(rows), forward_ms, backward_ms)
+    return Profile(tuple(rows), forward_ms, backward_ms, cuts)
 
 
 def _measure(call: Call, active: Sequence[float], seconds: float) -> list[LayerTime]:

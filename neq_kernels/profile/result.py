@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from os import PathLike
 
+from neq_kernels.profile.cuts import Cut
+
 NAME_WIDTH = 40
 
 
@@ -56,11 +58,13 @@ class Profile:
     Attributes:
         layers: a row per layer and share.
         forward_ms, backward_ms: of the whole model with all neurons active.
+        cuts: every prefix of the network, for what freezing it whole saves.
     """
 
     layers: tuple[LayerTime, ...]
     forward_ms: float
     backward_ms: float
+    cuts: tuple[Cut, ...] = ()
 
     @property
     def shares(self) -> tuple[float, ...]:

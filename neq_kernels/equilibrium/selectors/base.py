@@ -18,13 +18,15 @@ class Scores:
     """What is known of the C neurons of one layer after an update.
 
     Attributes:
-        velocity: v_t, fp64 `[C]` on the CPU.
-        similarity: phi_t, fp64 `[C]` on the CPU.
+        velocity: v_t, fp64 `[C]` on the CPU; NaN under a `Schedule`, which measures none.
+        similarity: phi_t, likewise.
         active: who trained until now, bool `[C]` on the CPU.
         parameters: how many parameters one neuron has.
         kind: the torch class, such as "Conv2d".
-        epoch: t, from 1 on.
+        epoch: t, from 1 on; under a `Schedule` the number of the choice.
         inclusive: whether |v| = epsilon is equilibrium, as `definition="reference"` has it.
+        gradient: norm of each neuron's last gradient, weight and bias together, fp64 `[C]` on the
+            CPU, NaN where there was none; None under an `Equilibrium`.
     """
 
     velocity: Tensor
@@ -34,6 +36,14 @@ class Scores:
     kind: str
     epoch: int
     inclusive: bool = False
+    gradient: Tensor | None = None
+
+
+def needs(selector: Any) -> str | None:
+    """What a selector, or the one it wraps, has to be shown: "velocity", "gradient", or None."""
+    if "selector" in getattr(selector, "__dict__", {}) and not hasattr(selector, "needs"):
+        return needs(selector.selector)
+    return getattr(selector, "needs", None)
 
 
 class Selector(Protocol):
@@ -53,6 +63,8 @@ class Velocity:
     Raises:
         ValueError: epsilon is negative or NaN.
     """
+
+    needs = "velocity"
 
     def __init__(self, epsilon: float = 1e-3) -> None:
         self.epsilon = _check_epsilon(epsilon)

@@ -32,6 +32,8 @@ class ParameterBudget:
         ValueError: a share outside (0, 1], or another ``first``.
     """
 
+    needs = "velocity"
+
     def __init__(
         self,
         share: float,
@@ -47,9 +49,8 @@ class ParameterBudget:
         self._first, self._seed = first, seed
 
     def __call__(self, scores: Mapping[str, Scores]) -> dict[str, Tensor]:
-        return self._spend(
-            scores, {name: s.velocity.abs() / max(s.parameters, 1) for name, s in scores.items()}
-        )
+        worth = {name: s.velocity.abs() / max(s.parameters, 1) for name, s in scores.items()}
+        return spend(self.share, self.kinds, scores, worth)
 
     def first(self, scores: Mapping[str, Scores]) -> dict[str, Tensor] | None:
         """The neurons of the first epoch; None for all."""
@@ -60,25 +61,7 @@ class ParameterBudget:
             name: torch.rand(s.velocity.numel(), generator=generator, dtype=torch.float64)
             for name, s in scores.items()
         }
-        return self._spend(scores, drawn)
-
-    def _spend(
-        self, scores: Mapping[str, Scores], worth: Mapping[str, Tensor]
-    ) -> dict[str, Tensor]:
-        masks = {name: torch.ones(w.numel(), dtype=torch.bool) for name, w in worth.items()}
-        names = [name for name, s in scores.items() if not self.kinds or s.kind in self.kinds]
-        if not names:
-            return masks
-        prices = [torch.full_like(worth[name], max(scores[name].parameters, 1)) for name in names]
-        price = torch.cat(prices)
-        # Of what is not known, NaN, nothing is frozen: it comes first.
-        order = torch.cat([worth[name] for name in names]).nan_to_num(nan=torch.inf)
-        order = order.argsort(descending=True, stable=True)
-        affordable = price[order].cumsum(0) <= self.share * price.sum()
-        taken = torch.zeros(price.numel(), dtype=torch.bool)
-        taken[order[affordable]] = True
-        parts = taken.split([worth[name].numel() for name in names])
-        return {**masks, **dict(zip(names, parts, strict=True))}
+        return spend(self.share, self.kinds, scores, drawn)
 
     def state_dict(self) -> dict[str, Any]:
         kinds = None if self.kinds is None else list(self.kinds)
@@ -90,3 +73,27 @@ class ParameterBudget:
 
     def __repr__(self) -> str:
         return f"ParameterBudget(share={self.share:g})"
+
+
+def spend(
+    share: float,
+    kinds: Sequence[str] | None,
+    scores: Mapping[str, Scores],
+    worth: Mapping[str, Tensor],
+) -> dict[str, Tensor]:
+    """Masks of the neurons of highest `worth`, taken until the next one would exceed `share` of the
+    parameters of all layers of `kinds` (None: all); the other layers are active."""
+    masks = {name: torch.ones(w.numel(), dtype=torch.bool) for name, w in worth.items()}
+    names = [name for name, s in scores.items() if not kinds or s.kind in kinds]
+    if not names:
+        return masks
+    prices = [torch.full_like(worth[name], max(scores[name].parameters, 1)) for name in names]
+    price = torch.cat(prices)
+    # Of what is not known, NaN, nothing is frozen: it comes first.
+    order = torch.cat([worth[name] for name in names]).nan_to_num(nan=torch.inf)
+    order = order.argsort(descending=True, stable=True)
+    affordable = price[order].cumsum(0) <= share * price.sum()
+    taken = torch.zeros(price.numel(), dtype=torch.bool)
+    taken[order[affordable]] = True
+    parts = taken.split([worth[name].numel() for name in names])
+    return {**masks, **dict(zip(names, parts, strict=True))}
