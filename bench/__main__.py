@@ -14,6 +14,7 @@ from bench import (
     pack_channels,
     protect,
     row_optimizers,
+    shrink,
     train,
 )
 
@@ -34,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     protect.main([*device, *(["--seconds", "5", "--frozen", "0.5"] if quick else [])])
     row_optimizers.main([*device, *(["--quick", "--seconds", "0.5"] if quick else [])])
     if arguments.device == "cpu":
+        shrink.main(["--seconds", "1"] if quick else [])
         train.main(["--quick"] if quick else [])
 
 

@@ -120,8 +120,9 @@ def test_a_stream_keeps_what_one_of_its_writers_writes(x):
     assert "live channels" in str(report)
 
 
-def test_whole_heads_go(x):
-    model = make("ViT")
+@pytest.mark.parametrize("name", ["ViT", "ViT eager"])
+def test_whole_heads_go(name, x):
+    model = make(name)
     attention = model.vit.layers[0].attention
     zero(attention.v_proj, range(4, 8))
     zero(attention.v_proj, [12])
@@ -163,6 +164,37 @@ def test_constants_go_through_layers_without_bias(x):
     assert model[1].bias is None
     assert model[3].bias.shape == (4,)
     assert any(p is model[3].bias for p in optimizer.param_groups[0]["params"])
+
+
+def test_a_gamma_of_zero_is_a_constant(x):
+    """Whatever the convolution before it computes."""
+    model = make("VGG")
+    with torch.no_grad():
+        model[1].weight[5], model[1].bias[5] = 0, -1  # the ReLU makes it zero: no carrier
+    wanted = outputs(model, x)
+    shrink(model, x)
+    assert model[0].out_channels == 15
+    assert difference(outputs(model, x), wanted) < 1e-5
+
+
+def test_a_carrier_goes_through_padding_of_its_own(x):
+    """As a channel with a border of zeros."""
+
+    class Padded(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 3)
+
+        def forward(self, x):
+            return self.b(F.pad(torch.sigmoid(self.a(x)), (0, 1, 2, 1)))
+
+    torch.manual_seed(0)
+    model = Padded()
+    zero(model.a, [0, 3, 4])
+    wanted = outputs(model, x)
+    shrink(model, x)
+    assert model.a.out_channels == 6
+    assert difference(outputs(model, x), wanted) < 1e-5
 
 
 def test_says_why_nothing_went(x):

@@ -32,7 +32,8 @@ class Site:
     ``nonzero``, ``sums`` ``[groups, outputs, inputs]``: of its taps. ``mask``, ``framed``,
     ``value`` ``[channels]``: which input channels are known to be the same everywhere, or but for a
     border of zeros, and what they are. ``even``: every output sees each input channel through all
-    taps, so that a constant input is a constant in the output.
+    taps, so that a constant input is a constant in the output. ``alone``: nothing else uses the
+    weight, so that it may change.
     """
 
     call: Call
@@ -48,6 +49,7 @@ class Site:
     value: Tensor
     even: bool
     fold: Fold | None
+    alone: bool
 
     @property
     def name(self) -> str:
@@ -67,7 +69,7 @@ class Site:
     @property
     def carried(self) -> Tensor:
         """``[channels]``: proportional to one another, if not foldable: one stands for all."""
-        if self.groups > 1:
+        if self.groups > 1 or not self.alone:
             return torch.zeros_like(self.mask)
         return (self.mask | self.framed) & (self.value != 0) & ~self.free
 
@@ -128,6 +130,7 @@ def _convolution(call: Call, uses: Uses, knowledge: Knowledge, axes: Axes) -> Si
         outputs=second if inputs_first else first, inputs=axes[x][1],
         nonzero=nonzero, sums=sums, mask=known[0], framed=known[1], value=known[2].double(),
         even=not inputs_first and not any(call["padding"]), fold=_fold(call, weight.leaf, uses),
+        alone=uses.alone(weight.leaf),
     )  # fmt: skip
 
 
@@ -142,7 +145,7 @@ def _product(call: Call, uses: Uses, knowledge: Knowledge, axes: Axes) -> Site:
         call, leaf, inputs_first, 1,
         outputs=axes[weight][1], inputs=axes[x][-1],
         nonzero=nonzero, sums=sums, mask=known[0], framed=known[1], value=known[2].double(),
-        even=True, fold=_fold(call, leaf, uses),
+        even=True, fold=_fold(call, leaf, uses), alone=uses.alone(leaf),
     )  # fmt: skip
 
 
