@@ -33,9 +33,10 @@ from neq_kernels.pruning.shrink.changes import changes
 from neq_kernels.pruning.shrink.known import Knowledge, is_pointwise
 from neq_kernels.pruning.shrink.plan import Plan
 from neq_kernels.pruning.shrink.report import LayerChange, ShrinkReport
+from neq_kernels.pruning.shrink.running import call, evaluating
 from neq_kernels.pruning.shrink.sites import Site
 from neq_kernels.pruning.shrink.surgery import Operation, cuts
-from neq_kernels.pruning.shrink.trace import Graph, call, evaluating, trace
+from neq_kernels.pruning.shrink.trace import Graph, trace
 
 __all__ = ["LayerChange", "ShrinkReport", "shrink"]
 

@@ -7,7 +7,7 @@ calls of their own, with the module in which they happened.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
+
+from neq_kernels.pruning.shrink.running import call, evaluating
 
 
 @dataclass(eq=False)
@@ -114,32 +116,6 @@ def trace(model: nn.Module, example_input: Any) -> Graph:
         result = call(model, example_input)
     outputs = [recorder.value(t) for t in tree_leaves(result) if isinstance(t, Tensor)]
     return Graph(recorder.calls, leaves, entered, outputs, result)
-
-
-def call(model: nn.Module, example_input: Any) -> Any:
-    """The output of ``model``: a tuple or list is taken as arguments, a mapping as keywords."""
-    if isinstance(example_input, Mapping):
-        return model(**example_input)
-    if isinstance(example_input, (tuple, list)):
-        return model(*example_input)
-    return model(example_input)
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode, no gradients, and no fused fast path of transformer layers, whose insides are
-    hidden; all as before on leaving."""
-    training = [module for module in model.modules() if module.training]
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        model.eval()
-        with torch.no_grad():
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
-        for module in training:
-            module.training = True
 
 
 @contextmanager
