@@ -21,6 +21,7 @@ from bench import (
     plot,
     protect,
     row_optimizers,
+    shrink,
     sizes,
     train,
 )
@@ -41,6 +42,7 @@ SUITE: tuple[tuple[Main, bool, tuple[str, ...]], ...] = (
     (sizes.main, False, ("--quick",)),
     (planning.main, False, ("--quick",)),
     (memory.main, False, ("--quick",)),
+    (shrink.main, False, ("--quick",)),
     (train.main, False, ("--quick",)),
 )
 

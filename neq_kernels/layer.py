@@ -135,6 +135,11 @@ class NEqLayer(nn.Module):
         self._active = ActiveSet.full(self.weight.shape[self._neuron_dim("weight")])
         self._allocate()
 
+    def resize(self, active: ActiveSet) -> None:
+        """Take over ``active`` after neurons have been cut out of, or put back into, the weight."""
+        self._active = active
+        self._allocate()
+
     def unconvert(self) -> None:
         """Become torch's own layer again; use :func:`neq_kernels.revert` for a whole model."""
         for name in ("_index", "_mask", "_count", "_plan", "_active", "_propagate"):
