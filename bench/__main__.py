@@ -13,6 +13,7 @@ from bench import (
     overhead,
     pack_channels,
     protect,
+    pruning,
     row_optimizers,
     train,
 )
@@ -32,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     layers.main([*device, *(["--quick"] if quick else [])])
     overhead.main([*device, *(["--seconds", "8"] if quick else [])])
     protect.main([*device, *(["--seconds", "5", "--frozen", "0.5"] if quick else [])])
+    pruning.main([*device, *(["--seconds", "10"] if quick else [])])
     row_optimizers.main([*device, *(["--quick", "--seconds", "0.5"] if quick else [])])
     if arguments.device == "cpu":
         train.main(["--quick"] if quick else [])
