@@ -99,7 +99,10 @@ def describe(method: str, settings: Settings, model: nn.Module, data: Split) -> 
     entropy = mean(e.nansum(1).mean().item() for e in entropies.values())
     after: list[object] = [None, None, None]
     if pruning.share_removed(model) > 0 and hasattr(pruning, "shrink"):
-        after = [*costs(pruning.shrink(copy.deepcopy(model), data.test[0][:1]), data)]
+        small = copy.deepcopy(model).eval()
+        pruning.set_masks(small, {})  # they are of the layers as they were
+        pruning.shrink(small, data.test[0][:1])
+        after = [*costs(small, data)]
     found = [*values, *after, entropy, curvature.eigenvalue, curvature.trace]
     return dict(zip(COLUMNS, [settings.network, method, settings.seed, *found], strict=True))
 
