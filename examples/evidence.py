@@ -181,7 +181,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--networks", nargs="+", choices=("resnet", "vit"), default=["resnet", "vit"]
     )
-    parser.add_argument("--epochs", type=int, help="of every run (12 by default)")
+    parser.add_argument("--epochs", type=int, help="of every run")
     parser.add_argument("--report", action="store_true", help="run nothing more")
     parser.add_argument("--output-dir", type=Path, default=Path("runs/evidence"))
     arguments = parser.parse_args(argv)
