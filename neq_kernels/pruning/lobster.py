@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from neq_kernels.optim.rows import RowMap
-from neq_kernels.optim.stepping import gradient_of
+from neq_kernels.optim.stepping import check_gradient
 
 from .layers import parameters, prunable
 from .masks import apply_masks
@@ -76,11 +76,13 @@ class LOBSTER:
 
     def _with_gradient(self) -> tuple[list[nn.Parameter], list[Tensor]]:
         found = [
-            (parameter, gradient)
+            (parameter, parameter.grad)
             for module in self._layers.values()
             for parameter in parameters(module).values()
-            if (gradient := gradient_of(parameter)) is not None
+            if parameter.grad is not None
         ]
+        for _, gradient in found:
+            check_gradient(gradient)
         return [p for p, _ in found], [g for _, g in found]
 
     def close(self) -> None:
