@@ -40,6 +40,8 @@ def states(folder):
         for name in ("backward_ms", "probe_s", "seconds"):
             del row[name]
     del saved["backward"], saved["tracker"]["plan"]
+    for entry in saved["tracker"]["history"]:
+        del entry["seconds"], entry["share"]
     return saved
 
 
