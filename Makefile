@@ -72,11 +72,21 @@ format: $(installed)
 bench: $(installed)
 	$(bin)/python -m bench $(BENCH)
 
+# With clang's libFuzzer, where there is one: it keeps the inputs that reach new code and changes
+# them further. Otherwise the inputs are random.
 fuzz: $(installed)
-	$(bin)/cmake -S tests/cpp -B build/cpp -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(bin)/ninja)
-	$(bin)/cmake --build build/cpp
-	for fuzzer in $(patsubst tests/cpp/fuzz/%.cpp,%,$(wildcard tests/cpp/fuzz/*.cpp)); do \
-	    build/cpp/fuzz_$$fuzzer $(FUZZ) || exit 1; done
+	if echo 'extern "C" int LLVMFuzzerTestOneInput(const char*, unsigned long) { return 0; }' | \
+	    clang++ -fsanitize=fuzzer,address -x c++ - -o /dev/null 2>/dev/null; \
+	then echo "make fuzz: clang's libFuzzer"; \
+	    export CXX=clang++; build=build/fuzz; on=ON; runs="-max_len=512 -runs="; \
+	else echo "make fuzz: no clang with libFuzzer; random inputs"; \
+	    build=build/cpp; on=OFF; runs=; \
+	fi; \
+	fuzzers="$(patsubst tests/cpp/fuzz/%.cpp,fuzz_%,$(wildcard tests/cpp/fuzz/*.cpp))"; \
+	$(bin)/cmake -S tests/cpp -B $$build -G Ninja -DNEQ_LIBFUZZER=$$on \
+	    -DCMAKE_MAKE_PROGRAM=$(abspath $(bin)/ninja) && \
+	$(bin)/cmake --build $$build --target $$fuzzers && \
+	for fuzzer in $$fuzzers; do $$build/$$fuzzer $${runs}$(FUZZ) || exit 1; done
 
 clean:
 	rm -rf $(VENV) build *.egg-info neq_kernels/*.so

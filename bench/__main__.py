@@ -20,7 +20,9 @@ from bench import (
     planning,
     plot,
     protect,
+    pruning,
     row_optimizers,
+    shrink,
     sizes,
     train,
 )
@@ -41,6 +43,8 @@ SUITE: tuple[tuple[Main, bool, tuple[str, ...]], ...] = (
     (sizes.main, False, ("--quick",)),
     (planning.main, False, ("--quick",)),
     (memory.main, False, ("--quick",)),
+    (pruning.main, True, ("--seconds", "3", "--batch", "32")),
+    (shrink.main, False, ("--seconds", "0.5", "--networks", "MobileNetV2")),
     (train.main, False, ("--quick",)),
 )
 

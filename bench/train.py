@@ -9,7 +9,8 @@ sets are drawn at random in every layer, or whole early layers are frozen ("pref
 * masked: dense, then frozen rows zeroed, which is what NEq's own code does;
 * naive: indexing with a Python list, see bench/rivals.py;
 * whole layers: as many layers, drawn at random, frozen whole by requires_grad=False;
-* ours with both values of ``propagate``, frozen neurons protected in the optimizer.
+* ours with both values of ``propagate``, stepped by neq.optim's optimizer, which leaves frozen rows
+  alone; bench/protect.py has what it costs to restore them behind torch's.
 
 The network without frozen neurons comes first: converted, it must cost what the plain one does.
 """
@@ -62,15 +63,13 @@ class Contender:
 
 
 def contender(model: nn.Module, sets: Sets | None = None, propagate: str = "all") -> Contender:
-    """``model`` with its optimizer; converted, protected and frozen where ``sets`` are given."""
-    if sets is not None:
-        neq.convert(model, propagate=propagate)
-    optimizer = torch.optim.SGD(
-        model.parameters(), lr=1e-4, momentum=0.9, weight_decay=5e-4, foreach=True
-    )
-    if sets is not None:
-        neq.protect(optimizer, model)
-        neq.set_active(model, sets)
+    """``model`` with its optimizer; converted and frozen where ``sets`` are given."""
+    options = {"lr": 1e-4, "momentum": 0.9, "weight_decay": 5e-4}
+    if sets is None:
+        return Contender(model, torch.optim.SGD(model.parameters(), foreach=True, **options))
+    neq.convert(model, propagate=propagate)
+    optimizer = neq.optim.SGD(model.parameters(), model=model, **options)
+    neq.set_active(model, sets)
     return Contender(model, optimizer)
 
 

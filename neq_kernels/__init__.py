@@ -1,6 +1,6 @@
 """Sparse-backward layers for PyTorch: compute only the gradient rows of neurons still learning."""
 
-from neq_kernels import backends, optim
+from neq_kernels import backends, optim, pruning
 from neq_kernels.active import ActiveSet
 from neq_kernels.convert import convert, get_active, revert, set_active
 from neq_kernels.equilibrium import Equilibrium, Schedule, selectors
@@ -20,6 +20,7 @@ __all__ = [
     "optim",
     "profile",
     "protect",
+    "pruning",
     "report",
     "revert",
     "selectors",

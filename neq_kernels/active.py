@@ -103,6 +103,16 @@ class ActiveSet:
         """The channels that are not active, in rising order, int64, ``[size - count]``."""
         return (~self.mask()).nonzero().flatten()
 
+    def __and__(self, other: ActiveSet) -> ActiveSet:
+        """The channels active in both sets.
+
+        Raises:
+            ValueError: the sizes differ.
+        """
+        if self.size != other.size:
+            raise ValueError(f"other: expected a set of {self.size} channels, got {other!r}")
+        return ActiveSet.from_mask(self.mask() & other.mask())
+
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, ActiveSet):
             return NotImplemented

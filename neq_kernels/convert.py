@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from fnmatch import fnmatch
 
 from torch import Tensor, nn
@@ -161,6 +162,22 @@ def set_active(model: nn.Module, active: Mapping[str, Chosen]) -> None:
 def get_active(model: nn.Module) -> dict[str, ActiveSet]:
     """The active set of each converted layer of ``model``, by name."""
     return {name: layer.active for name, layer in converted_layers(model).items()}
+
+
+@contextmanager
+def all_active(model: nn.Module) -> Iterator[None]:
+    """Every neuron of every converted layer active inside, pruned ones too; then as before."""
+    before = [(m, m.chosen, m.kept) for m in converted_layers(model).values()]
+    try:
+        for layer, _, _ in before:
+            layer.set_kept(None)
+            layer.set_active(None)
+        yield
+    finally:
+        for layer, chosen, kept in before:
+            if isinstance(layer, NEqLayer):  # a first forward may have found it unfit
+                layer.set_active(chosen)
+                layer.set_kept(kept)
 
 
 def skipped(model: nn.Module) -> dict[str, str]:

@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from neq_kernels.active import ActiveSet
 from neq_kernels.backward_graph import BackwardGraph
-from neq_kernels.convert import converted_layers, get_active, set_active
+from neq_kernels.convert import all_active, converted_layers, get_active
 from neq_kernels.equilibrium.undisturbed import undisturbed, unwrapped
 from neq_kernels.example import outputs_with_graph
 from neq_kernels.example import samples as samples_of
@@ -167,12 +167,8 @@ class _Counted:
         self._converted = {name: layer.size for name, layer in converted_layers(model).items()}
         self._graph = BackwardGraph()
         self._owners: dict[int, str] = {}
-        before = get_active(model)
-        try:
-            set_active(model, dict.fromkeys(self._converted))
+        with all_active(model):
             self._run(model, example_input)
-        finally:
-            set_active(model, before)
         self._others = self._total - sum(self._of_layers({})[:2])
 
     def _run(self, model: nn.Module, example_input: Any) -> None:

@@ -44,6 +44,8 @@ class NEqLayer(nn.Module):
     bias: Any
 
     _active: ActiveSet
+    _chosen: ActiveSet
+    _kept: ActiveSet | None = None
     _index: Tensor
     _count: Tensor
     _mask: Tensor
@@ -57,8 +59,18 @@ class NEqLayer(nn.Module):
 
     @property
     def active(self) -> ActiveSet:
-        """The neurons whose gradient is computed."""
+        """The neurons whose gradient is computed: those :attr:`chosen`, less the pruned ones."""
         return self._active
+
+    @property
+    def chosen(self) -> ActiveSet:
+        """The neurons that :meth:`set_active` chose, pruned ones among them."""
+        return self._chosen
+
+    @property
+    def kept(self) -> ActiveSet | None:
+        """The neurons that pruning has left, None for all: others are never active."""
+        return self._kept
 
     @property
     def index(self) -> Tensor:
@@ -80,7 +92,8 @@ class NEqLayer(nn.Module):
 
     def set_active(self, active: Chosen) -> None:
         """Choose the active neurons: a bool mask ``[size]``, channel numbers, an
-        :class:`ActiveSet`, or None for all. The lists that kernels read are filled in place.
+        :class:`ActiveSet`, or None for all. Pruned ones stay frozen (:attr:`kept`). The lists that
+        kernels read are filled in place.
 
         Raises:
             TypeError: neither bool nor integer.
@@ -88,6 +101,13 @@ class NEqLayer(nn.Module):
             IndexError: a channel out of range.
         """
         self._choose(self._as_set(active))
+
+    def set_kept(self, kept: ActiveSet | None) -> None:
+        """Take out the neurons that are not ``kept``, whatever :meth:`set_active` chooses, until
+        another call; None: all may be active. It outlives :func:`neq_kernels.revert`."""
+        # On the module, where pruning leaves it for layers that are converted later.
+        self.__dict__["_kept"] = kept
+        self._choose(self._chosen)
 
     def fits(self, active: Chosen) -> bool:
         """Whether ``active`` is a mask as it should be: a bool tensor ``[size]`` on the CPU or on
@@ -132,12 +152,18 @@ class NEqLayer(nn.Module):
         """Become sparse: called once, when convert has changed the class of the module."""
         self._plan = LayerPlan()
         self.propagate = propagate
-        self._active = ActiveSet.full(self.weight.shape[self._neuron_dim("weight")])
+        self._chosen = ActiveSet.full(self.weight.shape[self._neuron_dim("weight")])
+        self._active = self._remaining()
+        self._allocate()
+
+    def resize(self, active: ActiveSet) -> None:
+        """Take over ``active`` after neurons have been cut out of, or put back into, the weight."""
+        self._active = active
         self._allocate()
 
     def unconvert(self) -> None:
         """Become torch's own layer again; use :func:`neq_kernels.revert` for a whole model."""
-        for name in ("_index", "_mask", "_count", "_plan", "_active", "_propagate"):
+        for name in ("_index", "_mask", "_count", "_plan", "_active", "_chosen", "_propagate"):
             self.__dict__.pop(name, None)
         self.__class__ = self.origin  # type: ignore[assignment]
         changes.note()
@@ -151,10 +177,15 @@ class NEqLayer(nn.Module):
             self._count = torch.tensor(0, device="cpu")
         self._fill(self._active)
 
-    def _choose(self, active: ActiveSet) -> None:
+    def _choose(self, chosen: ActiveSet) -> None:
+        self._chosen = chosen
+        active = self._remaining()
         # The same set again is no change: a graph made with it stays good.
         if active != self._active:
             self._fill(active)
+
+    def _remaining(self) -> ActiveSet:
+        return self._chosen if self._kept is None else self._chosen & self._kept
 
     def _fill(self, active: ActiveSet) -> None:
         self._active = active

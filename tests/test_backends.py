@@ -158,6 +158,31 @@ def test_triton_too_old(found, reason, monkeypatch):
     assert (kernels._why_no_triton.__wrapped__() or "").partition(";")[0] == (reason or "")
 
 
+@pytest.mark.parametrize("found", ["3.3.1", None])
+def test_without_a_triton_that_serves_layers_train_and_the_report_says_why(found, monkeypatch):
+    def version(name):
+        if found is None:
+            raise ImportError(name)
+        return found
+
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(kernels, "find_spec", lambda name: object())
+    monkeypatch.setattr(kernels, "version", version)
+    kernels._why_no_triton.cache_clear()
+    monkeypatch.setattr(kernels, "_why_no_gpu", lambda: None)
+    try:
+        reason = "expected triton >= 3.4, found 3.3.1" if found else "triton is not installed"
+        assert f"triton   {reason}; pip install 'neq_kernels[triton]'" in backends.report()
+        with pytest.raises(RuntimeError, match=rf"backend=triton: not available here: {reason}"):
+            use("triton")
+        layer = neq.convert(torch.nn.Linear(4, 16))
+        layer.set_active([3])
+        layer(torch.ones(2, 4)).sum().backward()
+        assert layer.weight.grad.any(1).nonzero().flatten().tolist() == [3]
+    finally:
+        kernels._why_no_triton.cache_clear()
+
+
 def test_a_missing_extension_is_explained(monkeypatch):
     monkeypatch.setattr(native, "available", lambda: False)
     monkeypatch.setattr(native, "why_not", lambda: "it was not built; rebuild")

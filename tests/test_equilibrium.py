@@ -184,10 +184,13 @@ def test_a_selector_cannot_spoil_the_scores():
     assert rows(tracker.update())["body"].velocity == pytest.approx(0, abs=1e-12)
 
 
-def test_definitions_differ_at_the_border():
+@pytest.mark.parametrize("flush_denormals", [False, True])
+def test_definitions_differ_at_the_border(flush_denormals, request):
     """Nothing moves: v = 0, which with epsilon = 0 "reference" freezes and "paper" does not.
 
     In whole numbers: a forward's roundings may change from call to call with its memory's place."""
+    torch.set_flush_denormal(flush_denormals)
+    request.addfinalizer(lambda: torch.set_flush_denormal(False))
     for definition, expected in (("paper", 0), ("reference", 5)):
         model, tracker = make(
             probe=[torch.tensor([[1.0, 2, 3], [3, -1, 2]])],

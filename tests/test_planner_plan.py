@@ -62,6 +62,14 @@ def test_the_faster_is_taken_from_then_on(times, faster):
     assert settled(CONV).path == faster
 
 
+def test_what_leaving_the_function_spares_is_charged_to_those_who_stay(times):
+    times.update(dense=1.04, packed=1.0)
+    assert turns(CONV)[0].path == "dense"
+    assert turns(replace(CONV, propagate="active"))[0].path == "packed"
+    times.update(dense=1.06)
+    assert turns(replace(CONV, fan_in=64 * 9))[0].path == "packed"
+
+
 def test_one_decision_serves_alike_geometries(times):
     turns(CONV)
     for alike in (

@@ -11,10 +11,9 @@ import pytest
 import torch
 
 pytest.importorskip("triton")
-from triton_aot import DEVICES, TARGETS, compile_all, record
+from triton_aot import DEVICES, TARGETS, channels_of, compile_all, record
 
 from neq_kernels import kernels
-from neq_kernels.active import lists
 from neq_kernels.kernels.configuration import Configuration
 from neq_kernels.kernels.conv import Options, conv_backward
 from neq_kernels.kernels.conv_tiles import MIXED, NARROW, WIDE
@@ -96,10 +95,7 @@ def launches(case):
     target, arithmetic, tile, name = case
     layer, device = LAYERS[name], DEVICES[target]
     operands, window = layer.operands(DTYPES[arithmetic])
-    padded = torch.full((layer.outputs,), -1, dtype=torch.int32)
-    padded[:ACTIVE] = torch.arange(ACTIVE)
-    channels = lists(padded, torch.tensor(ACTIVE))
-    channels = dataclasses.replace(channels, padded=channels.padded.to("meta"))
+    channels = channels_of(layer.outputs, ACTIVE)
     options = Options(configuration=Configuration(tile, layer.split), form=layer.form)
     with arithmetic_of(arithmetic):
         recorded = record(

@@ -4,16 +4,13 @@ What the compiler makes of a kernel decides its speed: registers spilled to memo
 two bytes at a time and tensor cores left idle show in the machine code, without a GPU.
 """
 
-import dataclasses
-
 import pytest
 import torch
 
 pytest.importorskip("triton")
-from triton_aot import DEVICES, TARGETS, compile_all, compiled, record
+from triton_aot import DEVICES, TARGETS, channels_of, compile_all, compiled, record
 
 from neq_kernels import kernels
-from neq_kernels.active import lists
 from neq_kernels.kernels.configuration import TILES, Configuration
 from neq_kernels.kernels.linear_dgrad import linear_dgrad
 from neq_kernels.kernels.linear_wgrad import linear_wgrad
@@ -74,10 +71,7 @@ def launches(case):
         x = empty(1).as_strided((TOKENS, INPUTS), (apart, 1))
     columns = options.pop("columns", False)
     weight = empty(inputs, SIZE) if columns else empty(SIZE, inputs)
-    padded = torch.full((SIZE,), -1, dtype=torch.int32)
-    padded[:ACTIVE] = torch.arange(ACTIVE)
-    channels = lists(padded, torch.tensor(ACTIVE))
-    channels = dataclasses.replace(channels, padded=channels.padded.to("meta"))
+    channels = channels_of(SIZE, ACTIVE)
     device = DEVICES[target]
     if operator == "linear_wgrad":
         recorded = record(device, linear_wgrad, dy, x, channels, True, columns, **options)

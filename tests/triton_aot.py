@@ -13,7 +13,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -22,6 +22,7 @@ from unittest import mock
 
 import torch
 
+from neq_kernels.active import lists
 from neq_kernels.kernels.device import KNOWN, Device
 
 triton = __import__("pytest").importorskip("triton")
@@ -144,6 +145,28 @@ def record(device: Device, launcher: Callable[..., Any], *args: Any, **kwargs: A
     return launches
 
 
+def channels_of(size: int, count: int) -> Any:
+    """The lists of the first ``count`` of ``size`` channels, on the meta device."""
+    padded = torch.full((size,), -1, dtype=torch.int32)
+    padded[:count] = torch.arange(count)
+    channels = lists(padded, torch.tensor(count))
+    return replace(channels, padded=channels.padded.to("meta"))
+
+
+def specialised(launch: Launch) -> tuple[Any, ...]:
+    """All that Triton compiles a kernel anew for: two launches alike in it share one binary."""
+    arguments = [
+        (_specialise(parameter, value), value if _constant(parameter, value) else None)
+        for parameter in launch.kernel.params
+        for value in [launch.arguments[parameter.name]]
+    ]
+    return launch.name, *arguments, *sorted(launch.options.items())
+
+
+def _constant(parameter: Any, value: Any) -> bool:
+    return bool(_specialise(parameter, value)[0] == "constexpr")
+
+
 def compiled(launch: Launch, device: Device) -> Compiled:
     """Compile ``launch`` for ``device``, specialised as Triton's launcher would have."""
     from triton.backends.compiler import GPUTarget
@@ -177,4 +200,5 @@ def _specialise(parameter: Any, value: Any) -> tuple[str, bool]:
         return "i32", False
     if value == 1:
         return "constexpr", False
-    return ("i32" if abs(value) < 2**31 else "i64"), value % 16 == 0
+    aligned = value % 16 == 0 and not parameter.do_not_specialize_on_alignment
+    return ("i32" if abs(value) < 2**31 else "i64"), aligned

@@ -104,6 +104,12 @@ void place(const neq_tensor& dy, const neq_tensor& x, const int32_t* index, neq_
   plan.x = static_cast<const char*>(x.data);
   plan.dy_end = end_of(dy);
   plan.x_end = end_of(x);
+  Convolution& c = call->convolution;
+  if (c.axis[0].in == 0 || c.axis[1].in == 0) {
+    // Nothing of x is read, but the places of its samples are computed: not from a null pointer.
+    plan.x = plan.x_end = plan.dy;
+    c.x = {};
+  }
   plan.index = index;
   char* at = static_cast<char*>(scratch.data);
   plan.partial = reinterpret_cast<double*>(at);
@@ -111,7 +117,7 @@ void place(const neq_tensor& dy, const neq_tensor& x, const int32_t* index, neq_
   if (call->lanes) {
     LanePlan& lanes = call->lane_plan;
     lanes.groups = reinterpret_cast<pack::Group*>(at);
-    place_channels(call->convolution, index, at + call->groups_bytes, &lanes);
+    place_channels(c, index, at + call->groups_bytes, &lanes);
     at += call->groups_bytes + call->index_bytes;
   }
   plan.tiles = at + (-reinterpret_cast<uintptr_t>(at) & (kCacheLine - 1));

@@ -290,9 +290,11 @@ neq_status neq_pack_channels_cpu(const neq_tensor* dy, int32_t dim, const int32_
   auto* groups = reinterpret_cast<Group*>(partial + partials);
   std::fill_n(partial, partials, 0.0);
   const Kernels& loops = best_kernels(geometry.dtype);
+  // Of an empty dy nothing is read, but places in it are computed, for which null will not do.
+  const void* const source = dy->data ? dy->data : packed->data;
   Job job = {geometry,
              loops,
-             static_cast<const char*>(dy->data),
+             static_cast<const char*>(source),
              static_cast<char*>(packed->data),
              plan_rows(loops, geometry, index, count, groups),
              bias ? partial : nullptr};

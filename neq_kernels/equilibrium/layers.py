@@ -47,9 +47,9 @@ class Layers:
                 )
 
     def masks(self) -> dict[str, Tensor]:
-        """The active sets as bool `[C]`; full where a layer is not converted any more."""
+        """The chosen sets as bool `[C]`; full where a layer is not converted any more."""
         full = {name: ActiveSet.full(size) for name, size in self.sizes.items()}
-        sets = {name: layer.active for name, layer in self.live().items()}
+        sets = {name: layer.chosen for name, layer in self.live().items()}
         return {name: active.mask() for name, active in (full | sets).items()}
 
     def activate(self, sets: Mapping[str, ActiveSet]) -> None:
@@ -58,6 +58,6 @@ class Layers:
         changed = {
             name: active
             for name, active in sets.items()
-            if name in layers and active != layers[name].active
+            if name in layers and active != layers[name].chosen
         }
         set_active(self._model, changed)

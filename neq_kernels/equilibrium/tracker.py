@@ -280,7 +280,7 @@ class Equilibrium:
         return Scores(
             velocity=track["velocity"].clone(),
             similarity=track["similarity"].clone(),
-            active=layer.active.mask(),
+            active=layer.chosen.mask(),
             parameters=sum(p.numel() for _, p, _ in layer.neuron_parameters()) // layer.size,
             kind=kind_of(layer),
             epoch=self._passes,

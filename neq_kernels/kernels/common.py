@@ -8,8 +8,11 @@ are bit-identical from run to run. Every element of ``out`` is written once.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any
+from dataclasses import dataclass
+from functools import wraps
+from typing import Any, TypeVar
 
 import torch
 import triton
@@ -22,6 +25,46 @@ from neq_kernels.kernels import DTYPES, interpreted
 # tl.dot's input_precision for each arithmetic; it has no say in 16-bit products.
 PRECISION = {"half": "tf32", "tf32": "tf32", "ieee": "ieee"}
 _ROWS, _COLUMNS = 32, 128
+# Far more than a network has layers times sizes of batches; a bound all the same.
+_REMEMBERED = 4096
+_Plan = TypeVar("_Plan")
+
+
+def remembered(plan: Callable[..., _Plan]) -> Callable[..., _Plan]:
+    """``plan`` worked out once for arguments that are alike: tensors of the same shape, strides,
+    dtype, device and alignment, and equal values. It may look at nothing else of a tensor, nor at
+    settings; those are arguments, too. What it raises is raised every time."""
+    made: dict[tuple[object, ...], _Plan] = {}
+
+    @wraps(plan)
+    def recall(*arguments: Any) -> _Plan:
+        key = tuple([
+            (a.shape, a.stride(), a.dtype, a.device, a.data_ptr() % 16)
+            if isinstance(a, Tensor) else a
+            for a in arguments
+        ])  # fmt: skip
+        known = made.get(key)
+        if known is None:
+            if len(made) >= _REMEMBERED:
+                made.clear()
+            known = made[key] = plan(*arguments)
+        return known
+
+    recall.made = made  # type: ignore[attr-defined]
+    return recall
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A kernel with its grid and its arguments, all but the tensors."""
+
+    kernel: Any
+    grid: tuple[int, ...]
+    arguments: dict[str, Any]
+
+    def __call__(self, **tensors: Tensor | None) -> None:
+        """Launch it on the current device."""
+        self.kernel[self.grid](**tensors, **self.arguments)
 
 
 def arithmetic(dtype: torch.dtype) -> str:
@@ -88,9 +131,9 @@ def width_of(lists: Lists) -> int:
     return min(bucket(lists.count), lists.size)
 
 
-def packing_bytes(dy: Tensor, lists: Lists) -> int:
-    """What packing the active channels of ``dy`` ``[tokens, O]`` reads and writes."""
-    return dy.shape[0] * (lists.size + width_of(lists)) * dy.element_size()
+def packing_bytes(dy: Tensor, width: int) -> int:
+    """What packing ``width`` channels of ``dy`` ``[tokens, O]`` reads and writes."""
+    return dy.shape[0] * (dy.shape[1] + width) * dy.element_size()
 
 
 def far(operand: Tensor, extent: tuple[int, int] | None = None) -> bool:
@@ -188,6 +231,20 @@ def spread_kernel(
         tl.store(sums + row, total_sums.to(sums.dtype.element_ty), mask=row < size)
 
 
+@remembered
+def spread_plan(split: int, width: int, out: Tensor, bias: bool) -> Launch | None:
+    """How to launch :func:`spread_kernel` on out ``[size, columns]`` of any strides."""
+    size, columns = out.shape
+    if size == 0:
+        return None
+    grid = (triton.cdiv(size, _ROWS), max(triton.cdiv(columns, _COLUMNS), 1))
+    return Launch(spread_kernel, grid, dict(
+        size=size, width=width, columns=columns, split=split, steps=width.bit_length(),
+        out_row=out.stride(0), out_column=out.stride(1),
+        BIAS=bias, ROWS=_ROWS, COLUMNS=_COLUMNS, maxnreg=128,
+    ))  # fmt: skip
+
+
 def spread(
     partial: Tensor, partial_sums: Tensor | None, index: Tensor, out: Tensor, sums: Tensor | None
 ) -> None:
@@ -197,14 +254,7 @@ def spread(
     float32; index int32 ``[width or more]``, rising, -1 beyond its end; out ``[size, columns]`` of
     any strides and sums ``[size]`` are overwritten. Without a bias both sums are None.
     """
-    split, width, columns = partial.shape
-    size = out.shape[0]
-    if size == 0:
-        return
-    grid = (triton.cdiv(size, _ROWS), max(triton.cdiv(columns, _COLUMNS), 1))
-    spread_kernel[grid](
-        partial=partial, partial_sums=partial_sums, index=index, out=out, sums=sums,
-        size=size, width=width, columns=columns, split=split, steps=width.bit_length(),
-        out_row=out.stride(0), out_column=out.stride(1),
-        BIAS=sums is not None, ROWS=_ROWS, COLUMNS=_COLUMNS, maxnreg=128,
-    )  # fmt: skip
+    split, width, _ = partial.shape
+    launch = spread_plan(split, width, out, sums is not None)
+    if launch:
+        launch(partial=partial, partial_sums=partial_sums, index=index, out=out, sums=sums)

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from neq_kernels.active import Lists, bucket
+from neq_kernels.active import Lists
 from neq_kernels.kernels import common, conv_depthwise, conv_dgrad
 from neq_kernels.kernels import conv_wgrad as wgrad
+from neq_kernels.kernels.common import Launch, on_device_of, remembered, width_of
 from neq_kernels.kernels.configuration import KERNEL, PACK_KERNELS, Configuration, Product, cost
 from neq_kernels.kernels.conv_shape import (
     Shape,
@@ -28,7 +28,7 @@ from neq_kernels.kernels.conv_shape import (
     taps_first,
 )
 from neq_kernels.kernels.conv_tiles import configuration_for
-from neq_kernels.kernels.device import device_of
+from neq_kernels.kernels.device import Device, device_of
 from neq_kernels.kernels.linear_wgrad import linear_wgrad
 from neq_kernels.reference import Pack, pack_channels, with_strides
 
@@ -94,8 +94,7 @@ def _gradients(
     dy: Tensor, x: Tensor, weight: Tensor, lists: Lists, bias: bool,
     window: tuple[Sequence[int], ...], groups: int, pack: Pack, options: Options, dgrad: bool,
 ) -> tuple[Tensor | None, Tensor, Tensor]:  # fmt: skip
-    check(dy, x, weight if dgrad else None, lists)
-    if dy.dim() == 3:
+    if dy.dim() == 3 and x.dim() == 3:
         # A picture one pixel high.
         dx, dw, db = _gradients(
             dy.unsqueeze(2), x.unsqueeze(2), weight.unsqueeze(2), lists, bias,
@@ -104,112 +103,122 @@ def _gradients(
         )  # fmt: skip
         dx = None if dx is None else dx.squeeze(2)
         return dx, with_strides(dw.squeeze(2), weight), db
+    width, way, device = width_of(lists), arithmetic(dy.dtype), device_of(dy)
+    form, shape = form_of(
+        dy, x, weight, lists.padded, width, tuple(map(tuple, window)), groups, dgrad,
+        way, common.arithmetic(dy.dtype), device, options.form,
+    )  # fmt: skip
+    if form == "packed":
+        dy, _ = pack(dy, lists.padded[:width], width, 1, False)
+    chosen = (shape, width, form, way, options.configuration, device)
+    dx = None
+    if dgrad:
+        dx = torch.empty_like(x, dtype=dy.dtype)
+        launch = _dgrad_plan(dy, weight, dx, *chosen)
+        if launch:
+            with on_device_of(dy):
+                launch(dy=dy, weight=weight, index=lists.padded, dx=dx)
+    if form == "linear":
+        return dx, *_linear(dy, x, weight, lists, bias, pack, options)
+    dtype = options.dtype or dy.dtype
+    dw = dy.new_empty((shape.size, shape.fan_in), dtype=dtype)
+    db = dy.new_empty(shape.size if bias else 0, dtype=dtype)
+    plan = _wgrad_plan(dy, x, weight, lists.count == lists.size, bias, *chosen)
+    run = conv_depthwise.wgrad if form == "depthwise" else wgrad.run
+    run(plan, dy, x, lists.padded, dw, db if bias else None)
+    if weight.is_contiguous() or taps_first(weight):
+        return dx, dw.as_strided(weight.shape, weight.stride()), db
+    return dx, with_strides(dw.view(weight.shape), weight), db
+
+
+@remembered
+def form_of(
+    dy: Tensor, x: Tensor, weight: Tensor, index: Tensor, width: int,
+    window: tuple[tuple[int, ...], ...], groups: int, dgrad: bool,
+    arithmetic: str, linear_arithmetic: str, device: Device, form: str | None,
+) -> tuple[str, Shape]:  # fmt: skip
+    """Which form a call takes, unless given, and its sizes.
+
+    "depthwise" has kernels of its own; "linear" is a linear layer; "packed" and "gathered" are
+    forms of dY. Packing reads dY and writes its channels, in kernels of their own; blocks then load
+    fast, for both gradients (``dgrad``).
+
+    Raises:
+        TypeError, ValueError: as :func:`conv_wgrad`.
+    """
+    check(dy, x, weight if dgrad else None, index)
     shape = shape_of(dy, x, weight, window, groups)
-    call = _Call(dy, x, weight, lists, shape, arithmetic(dy.dtype), options)
-    if not shape.depthwise:
-        call = call.in_form(call.form(dgrad), pack)
-    dx = call.dgrad() if dgrad else None
-    return dx, *call.gradients(bias, pack)
+    if shape.depthwise:
+        return "depthwise", shape
+    if form:
+        return form, shape
+    if dy.stride(1) != 1 or dense_planes(dy):
+        return "gathered", shape
+    linear = shape.point and shape.groups == 1 and rows_of(x) is not None
+    if linear and not dgrad and linear_arithmetic == arithmetic:
+        return "linear", shape
+    walk = wgrad.walk_of(dy, x, shape, packed=False)
+    gathered = wgrad.product_of(shape, width, walk, arithmetic, dy.element_size())
+    product = replace(gathered, gathered=False)
+    saved = cost(gathered, configuration_for(gathered, device), device)
+    saved -= cost(product, configuration_for(product, device), device)
+    better = saved * (2 if dgrad else 1) > packing(shape, width, dy.element_size(), device)
+    return "packed" if better else "gathered", shape
 
 
-@dataclass(frozen=True)
-class _Call:
-    """A call in two dimensions. ``dy`` has all channels, or ``packed`` ones in channels last."""
+def packing(shape: Shape, width: int, itemsize: int, device: Device) -> float:
+    """Nanoseconds, predicted, that it takes to pack ``width`` channels of dY."""
+    moved = shape.positions * (shape.size + width) * itemsize
+    return PACK_KERNELS * KERNEL + moved / device.bandwidth
 
-    dy: Tensor
-    x: Tensor
-    weight: Tensor
-    lists: Lists
-    shape: Shape
-    arithmetic: str
-    options: Options
-    packed: bool = False
-    linear: bool = False
 
-    @property
-    def width(self) -> int:
-        return min(bucket(self.lists.count), self.lists.size)
+def wgrad_choice(
+    dy: Tensor, x: Tensor, shape: Shape, width: int, form: str, arithmetic: str, device: Device
+) -> tuple[wgrad.Walk, Product, Configuration]:
+    """How dW's kernel walks over dY as ``form`` has it, its product, and the configuration of
+    least predicted cost."""
+    walk = wgrad.walk_of(dy, x, shape, form == "packed")
+    product = wgrad.product_of(shape, width, walk, arithmetic, dy.element_size())
+    return walk, product, configuration_for(product, device)
 
-    def form(self, dgrad: bool) -> str:
-        """Packing reads dY and writes its channels, in kernels of their own; blocks then load fast,
-        for both gradients."""
-        if self.options.form:
-            return self.options.form
-        if self.dy.stride(1) != 1 or dense_planes(self.dy):
-            return "gathered"
-        linear = self.shape.point and self.shape.groups == 1 and rows_of(self.x) is not None
-        if linear and not dgrad and common.arithmetic(self.dy.dtype) == self.arithmetic:
-            return "linear"
-        device = device_of(self.dy)
-        gathered = self._wgrad_product(self._walk)
-        product = replace(gathered, gathered=False)
-        elements = product.depth * (self.lists.size + self.width) * product.itemsize
-        saved = cost(gathered, configuration_for(gathered, device), device)
-        saved -= cost(product, configuration_for(product, device), device)
-        packing = PACK_KERNELS * KERNEL + elements / device.bandwidth
-        return "packed" if saved * (2 if dgrad else 1) > packing else "gathered"
 
-    def in_form(self, form: str, pack: Pack) -> _Call:
-        """The same call with dY as ``form`` wants it."""
-        if form == "packed":
-            dy, _ = pack(self.dy, self.lists.padded[: self.width], self.width, 1, False)
-            return replace(self, dy=dy, packed=True)
-        return replace(self, linear=form == "linear")
+@remembered
+def _wgrad_plan(
+    dy: Tensor, x: Tensor, weight: Tensor, full: bool, bias: bool, shape: Shape, width: int,
+    form: str, arithmetic: str, configuration: Configuration | None, device: Device,
+) -> wgrad.Plan:  # fmt: skip
+    if form == "depthwise":
+        return conv_depthwise.wgrad_plan(dy, x, shape, width, bias, device)
+    walk, _, best = wgrad_choice(dy, x, shape, width, form, arithmetic, device)
+    return wgrad.plan(
+        dy, x, shape, width, full, bias, walk, configuration or best,
+        packed=form == "packed", last=taps_first(weight), arithmetic=arithmetic,
+    )  # fmt: skip
 
-    def gradients(self, bias: bool, pack: Pack) -> tuple[Tensor, Tensor]:
-        """dW in the strides of the weight, and db."""
-        if self.linear:
-            return self._linear(bias, pack)
-        shape, dtype = self.shape, self.options.dtype or self.dy.dtype
-        dw = self.dy.new_empty((shape.size, shape.fan_in), dtype=dtype)
-        db = self.dy.new_empty(shape.size if bias else 0, dtype=dtype)
-        wanted = db if bias else None
-        last = taps_first(self.weight)
-        if shape.depthwise:
-            conv_depthwise.wgrad(self.dy, self.x, self.lists, shape, dw, wanted)
-        else:
-            wgrad.launch(
-                self.dy, self.x, self.lists, shape, dw, wanted, self._walk,
-                self._configuration(self._wgrad_product(self._walk)),
-                packed=self.packed, last=last, arithmetic=self.arithmetic,
-            )  # fmt: skip
-        (r, s), c = shape.kernel, shape.group_in
-        full = dw.view(-1, r, s, c).permute(0, 3, 1, 2) if last else dw.view(-1, c, r, s)
-        return with_strides(full, self.weight), db
 
-    def dgrad(self) -> Tensor:
-        """dX in the strides of x."""
-        dx = torch.empty_like(self.x, dtype=self.dy.dtype)
-        if self.shape.depthwise:
-            conv_depthwise.dgrad(self.dy, self.weight, self.lists, self.shape, dx)
-            return dx
-        walk = conv_dgrad.walk_of(self.dy, self.weight, dx, self.shape, self.packed)
-        product = conv_dgrad.product_of(
-            self.shape, self.width, walk, self.arithmetic, self.dy.element_size()
-        )
-        conv_dgrad.launch(
-            self.dy, self.weight, self.lists, self.shape, dx, walk, self._configuration(product),
-            packed=self.packed, arithmetic=self.arithmetic,
-        )  # fmt: skip
-        return dx
+@remembered
+def _dgrad_plan(
+    dy: Tensor, weight: Tensor, dx: Tensor, shape: Shape, width: int, form: str,
+    arithmetic: str, configuration: Configuration | None, device: Device,
+) -> Launch | None:  # fmt: skip
+    if form == "depthwise":
+        return conv_depthwise.dgrad_plan(dy, weight, dx, shape, width)
+    walk = conv_dgrad.walk_of(dy, weight, dx, shape, form == "packed")
+    product = conv_dgrad.product_of(shape, width, walk, arithmetic, dy.element_size())
+    return conv_dgrad.plan(
+        dy, weight, dx, shape, width, walk, configuration or configuration_for(product, device),
+        packed=form == "packed", arithmetic=arithmetic,
+    )  # fmt: skip
 
-    def _linear(self, bias: bool, pack: Pack) -> tuple[Tensor, Tensor]:
-        dy, x = rows_of(self.dy), rows_of(self.x)
-        assert dy is not None
-        assert x is not None
-        dw, db = linear_wgrad(
-            dy, x, self.lists, bias, False, pack,
-            dtype=self.options.dtype, configuration=self.options.configuration,
-        )  # fmt: skip
-        return with_strides(dw.view(self.weight.shape), self.weight), db
 
-    @cached_property
-    def _walk(self) -> wgrad.Walk:
-        return wgrad.walk_of(self.dy, self.x, self.shape, self.packed)
-
-    def _wgrad_product(self, walk: wgrad.Walk) -> Product:
-        itemsize = self.dy.element_size()
-        return wgrad.product_of(self.shape, self.width, walk, self.arithmetic, itemsize)
-
-    def _configuration(self, product: Product) -> Configuration:
-        return self.options.configuration or configuration_for(product, device_of(self.dy))
+def _linear(
+    dy: Tensor, x: Tensor, weight: Tensor, lists: Lists, bias: bool, pack: Pack, options: Options
+) -> tuple[Tensor, Tensor]:
+    rows, inputs = rows_of(dy), rows_of(x)
+    assert rows is not None
+    assert inputs is not None
+    dw, db = linear_wgrad(
+        rows, inputs, lists, bias, False, pack,
+        dtype=options.dtype, configuration=options.configuration,
+    )  # fmt: skip
+    return with_strides(dw.view(weight.shape), weight), db

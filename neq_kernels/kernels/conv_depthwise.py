@@ -12,20 +12,23 @@ neighbouring positions.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from neq_kernels.active import Lists, bucket
-from neq_kernels.kernels.common import find, on_device_of, spread
+from neq_kernels.kernels.common import Launch, find, on_device_of, spread
 from neq_kernels.kernels.conv_positions import offsets, positions
 from neq_kernels.kernels.conv_shape import Shape
-from neq_kernels.kernels.device import Device, device_of
+from neq_kernels.kernels.conv_wgrad import Plan
+from neq_kernels.kernels.device import Device
 
-# Products of one step, and how many of its channels where channels are contiguous: a 32-byte sector
-# of 16-bit ones twice over, since active channels have gaps.
-_PRODUCTS, _CHANNELS = 4096, 32
+# Products of one step: more, each with an address, spill. How many of its channels where channels
+# are contiguous: a 32-byte sector of 16-bit ones twice over, since active channels have gaps. How
+# many of its taps: as many share what they read from the first-level cache.
+_PRODUCTS, _CHANNELS, _TAPS = 2048, 32, 16
 # Programs that one multiprocessor holds, and the steps below which a split does not pay.
 _RESIDENT, _LEAST_STEPS = 4, 8
 _OUTPUTS = 1024
@@ -43,11 +46,12 @@ def depthwise_wgrad_kernel(
     DEPTH: tl.constexpr, TAPS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """Partial sums ``[split, width, R * S]`` and ``[split, width]``; the first axis: a block of
-    active channels, the second: ``span`` steps of positions. ``TAPS`` is R * S or more."""
+    active channels, the second: ``span`` steps of positions, the third: a block of taps, the first
+    of which also sums dY."""
     row = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
     channel = tl.load(index + row, mask=row < width, other=-1)
     active = channel >= 0
-    tap = tl.arange(0, TAPS)
+    tap = tl.program_id(2) * TAPS + tl.arange(0, TAPS)
     r, s = tap // KERNEL_W, tap % KERNEL_W
     real = (tap < KERNEL_H * KERNEL_W)[:, None] & active[None, :]
     dy += channel.to(tl.int64) * dy_c
@@ -75,7 +79,7 @@ def depthwise_wgrad_kernel(
     slot = tl.program_id(1) * tl.cast(width, tl.int64) + row
     to = partial + slot[None, :] * (KERNEL_H * KERNEL_W) + tap[:, None]
     tl.store(to, tl.sum(products, axis=0), mask=real)
-    if BIAS:
+    if BIAS and tl.program_id(2) == 0:
         tl.store(partial_sums + slot, tl.sum(sums, axis=0), mask=active)
 
 
@@ -107,7 +111,9 @@ def depthwise_dgrad_kernel(
             at = offsets(image, p, q, place, dy_n, dy_h, dy_w, False)
             source = dy + at[:, None] + (channel.to(tl.int64) * dy_c)[None, :]
             a = tl.load(source, mask=hit[:, None] & (c < channels)[None, :], other=0)
-            at = channel.to(tl.int64) * w_o + r * w_r + s * w_s
+            at = (
+                channel.to(tl.int64) * w_o + tl.cast(r, tl.int64) * w_r + tl.cast(s, tl.int64) * w_s
+            )
             b = tl.load(weight + at, mask=active & (c < channels), other=0)
             # A mask that does not depend on the list keeps loads wide; frozen dY may be anything.
             a = tl.where(active[None, :], a.to(tl.float32), 0)
@@ -118,53 +124,66 @@ def depthwise_dgrad_kernel(
     tl.store(to, total.to(dx.dtype.element_ty), mask=mask)
 
 
-def wgrad(dy: Tensor, x: Tensor, lists: Lists, shape: Shape, dw: Tensor, db: Tensor | None) -> None:
-    """Overwrite dw ``[O, R * S]``, contiguous, and db ``[O]``, unless None; dy ``[N, O, P, Q]`` and
-    x ``[N, C, H, W]`` of any strides."""
-    width = min(bucket(lists.count), lists.size)
-    taps = triton.next_power_of_2(shape.taps)
-    channels = _CHANNELS if dy.stride(1) == 1 else 1
-    depth = max(_PRODUCTS // (taps * channels), 1)
-    blocks, steps = triton.cdiv(width, channels), triton.cdiv(shape.positions, depth)
-    span, split = _split(blocks, steps, device_of(dy))
-    sums = dw.new_empty((split, width, shape.taps), dtype=torch.float32)
-    bias_sums = None if db is None else dw.new_empty((split, width), dtype=torch.float32)
+class Block(NamedTuple):
+    """What a program of the weight gradient's kernel multiplies at once, named as its constants."""
+
+    DEPTH: int
+    TAPS: int
+    CHANNELS: int
+
+
+def block_of(taps: int, last: bool) -> Block:
+    """The block for a window of so many taps, channels contiguous (``last``) or not."""
+    taps, channels = min(triton.next_power_of_2(taps), _TAPS), _CHANNELS if last else 1
+    return Block(_PRODUCTS // (taps * channels), taps, channels)
+
+
+def wgrad_plan(dy: Tensor, x: Tensor, shape: Shape, width: int, bias: bool, device: Device) -> Plan:
+    """The plan for dy ``[N, O, P, Q]`` and x ``[N, C, H, W]`` of any strides."""
+    block = block_of(shape.taps, dy.stride(1) == 1)
+    blocks, steps = triton.cdiv(width, block.CHANNELS), triton.cdiv(shape.positions, block.DEPTH)
+    tap_blocks = triton.cdiv(shape.taps, block.TAPS)
+    span, split = _split(blocks * tap_blocks, steps, device)
+    launch = Launch(depthwise_wgrad_kernel, (blocks, split, tap_blocks), dict(
+        images=shape.images, in_h=shape.input[0], in_w=shape.input[1],
+        out_h=shape.output[0], out_w=shape.output[1], group_out=shape.group_out,
+        width=width, span=span,
+        dy_n=dy.stride(0), dy_c=dy.stride(1), dy_h=dy.stride(2), dy_w=dy.stride(3),
+        x_n=x.stride(0), x_c=x.stride(1), x_h=x.stride(2), x_w=x.stride(3),
+        **shape.window(), **block._asdict(), BIAS=bias, LONG=shape.long,
+    ))  # fmt: skip
+    return Plan(launch if blocks else None, (split, width, shape.taps), (split, width))
+
+
+def wgrad(plan: Plan, dy: Tensor, x: Tensor, index: Tensor, dw: Tensor, db: Tensor | None) -> None:
+    """Overwrite dw ``[O, R * S]``, contiguous, and db ``[O]``, unless None."""
+    assert plan.sums is not None
+    sums = dw.new_empty(plan.sums, dtype=torch.float32)
+    bias_sums = None if db is None else dw.new_empty(plan.bias_sums, dtype=torch.float32)
     with on_device_of(dy):
-        if blocks:
-            depthwise_wgrad_kernel[blocks, split](
-                dy=dy, x=x, index=lists.padded, partial=sums, partial_sums=bias_sums,
-                images=shape.images, in_h=shape.input[0], in_w=shape.input[1],
-                out_h=shape.output[0], out_w=shape.output[1], group_out=shape.group_out,
-                width=width, span=span,
-                dy_n=dy.stride(0), dy_c=dy.stride(1), dy_h=dy.stride(2), dy_w=dy.stride(3),
-                x_n=x.stride(0), x_c=x.stride(1), x_h=x.stride(2), x_w=x.stride(3),
-                **shape.window(), BIAS=db is not None, LONG=shape.long,
-                DEPTH=depth, TAPS=taps, CHANNELS=channels,
-            )  # fmt: skip
-        spread(sums, bias_sums, lists.padded, dw, db)
+        if plan.launch:
+            plan.launch(dy=dy, x=x, index=index, partial=sums, partial_sums=bias_sums)
+        spread(sums, bias_sums, index, dw, db)
 
 
-def dgrad(dy: Tensor, weight: Tensor, lists: Lists, shape: Shape, dx: Tensor) -> None:
-    """Overwrite dx ``[N, C, H, W]``; dy ``[N, O, P, Q]`` and weight ``[O, 1, R, S]``, all of any
-    strides."""
-    width = min(bucket(lists.count), lists.size)
+def dgrad_plan(dy: Tensor, weight: Tensor, dx: Tensor, shape: Shape, width: int) -> Launch | None:
+    """How to launch the other kernel on dy ``[N, O, P, Q]``, weight ``[O, 1, R, S]`` and dx
+    ``[N, C, H, W]``, all of any strides."""
     channels = _CHANNELS if dx.stride(1) == 1 else 1
     inputs = shape.images * shape.input[0] * shape.input[1]
     blocks = triton.cdiv(inputs, _OUTPUTS // channels)
     if not blocks:
-        return
-    with on_device_of(dy):
-        depthwise_dgrad_kernel[blocks, triton.cdiv(shape.groups, channels)](
-            dy=dy, weight=weight, index=lists.padded, dx=dx,
-            images=shape.images, channels=shape.groups, in_h=shape.input[0], in_w=shape.input[1],
-            out_h=shape.output[0], out_w=shape.output[1], group_out=shape.group_out,
-            width=width, bits=width.bit_length(),
-            dy_n=dy.stride(0), dy_c=dy.stride(1), dy_h=dy.stride(2), dy_w=dy.stride(3),
-            dx_n=dx.stride(0), dx_c=dx.stride(1), dx_h=dx.stride(2), dx_w=dx.stride(3),
-            w_o=weight.stride(0), w_r=weight.stride(2), w_s=weight.stride(3),
-            **shape.window(), LONG=shape.long,
-            POSITIONS=_OUTPUTS // channels, CHANNELS=channels,
-        )  # fmt: skip
+        return None
+    grid = (blocks, triton.cdiv(shape.groups, channels))
+    return Launch(depthwise_dgrad_kernel, grid, dict(
+        images=shape.images, channels=shape.groups, in_h=shape.input[0], in_w=shape.input[1],
+        out_h=shape.output[0], out_w=shape.output[1], group_out=shape.group_out,
+        width=width, bits=width.bit_length(),
+        dy_n=dy.stride(0), dy_c=dy.stride(1), dy_h=dy.stride(2), dy_w=dy.stride(3),
+        dx_n=dx.stride(0), dx_c=dx.stride(1), dx_h=dx.stride(2), dx_w=dx.stride(3),
+        w_o=weight.stride(0), w_r=weight.stride(2), w_s=weight.stride(3),
+        **shape.window(), LONG=shape.long, POSITIONS=_OUTPUTS // channels, CHANNELS=channels,
+    ))  # fmt: skip
 
 
 def _split(blocks: int, steps: int, device: Device) -> tuple[int, int]:

@@ -19,9 +19,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from neq_kernels.active import Lists, bucket
-from neq_kernels.kernels.common import PRECISION, dot, find, on_device_of
+from neq_kernels.kernels.common import PRECISION, Launch, dot, find
 from neq_kernels.kernels.configuration import Configuration, Product
+from neq_kernels.kernels.conv_positions import SIZES
 from neq_kernels.kernels.conv_shape import WIDE_BYTES, Shape, dense_planes, unit
 
 
@@ -38,7 +38,10 @@ def _taps(start, kernel, STRIDE: tl.constexpr, DILATION: tl.constexpr, EVERY: tl
     return first, tl.cdiv(tl.maximum(kernel - first, 0), EVERY)
 
 
-@triton.jit(do_not_specialize=["images", "width", "tiles", "bits"])
+@triton.jit(
+    do_not_specialize=["images", "width", "tiles", "bits"],
+    do_not_specialize_on_alignment=SIZES,
+)
 def conv_dgrad_kernel(
     dy, weight, index, dx,
     images, in_h, in_w, out_h, out_w, group_in, group_out, width, tiles, bits,
@@ -183,23 +186,14 @@ def product_of(shape: Shape, width: int, walk: Walk, arithmetic: str, itemsize: 
     )
 
 
-def launch(
-    dy: Tensor,
-    weight: Tensor,
-    lists: Lists,
-    shape: Shape,
-    dx: Tensor,
-    walk: Walk,
-    configuration: Configuration,
-    *,
-    packed: bool,
-    arithmetic: str,
-) -> None:
-    """Overwrite dx ``[N, C, H, W]`` of any strides; dy is ``[N, O, P, Q]``, or with ``packed``
-    ``[N, width, P, Q]``; weight ``[O, C/groups, R, S]``."""
-    tile, width = configuration.tile, min(bucket(lists.count), lists.size)
+def plan(
+    dy: Tensor, weight: Tensor, dx: Tensor, shape: Shape, width: int, walk: Walk,
+    configuration: Configuration, *, packed: bool, arithmetic: str,
+) -> Launch | None:  # fmt: skip
+    """How to launch the kernel on dy ``[N, O, P, Q]``, or with ``packed`` ``[N, width, P, Q]``,
+    weight ``[O, C/groups, R, S]`` and dx ``[N, C, H, W]``, all of any strides."""
+    tile, plane = configuration.tile, walk.PLANE
     (in_h, in_w), (stride_h, stride_w) = shape.input, shape.stride
-    plane = walk.PLANE
     if plane:
         blocks = shape.images * triton.cdiv(in_h * in_w, tile.rows)
     else:
@@ -208,24 +202,21 @@ def launch(
     tiles = triton.cdiv(shape.group_in, tile.columns)
     phases = 1 if plane else stride_h * stride_w
     if not blocks * tiles:
-        return
-    with on_device_of(dy):
-        conv_dgrad_kernel[blocks * tiles, phases, shape.groups](
-            dy=dy, weight=weight, index=lists.padded, dx=dx,
-            images=shape.images, in_h=in_h, in_w=in_w,
-            out_h=shape.output[0], out_w=shape.output[1],
-            group_in=shape.group_in, group_out=shape.group_out,
-            width=width, tiles=tiles, bits=width.bit_length(),
-            dy_n=dy.stride(0), dy_c=dy.stride(1), dy_h=dy.stride(2),
-            dy_w=1 if plane else dy.stride(3),
-            dx_n=dx.stride(0), dx_c=dx.stride(1), dx_h=dx.stride(2),
-            dx_w=1 if plane else dx.stride(3),
-            w_o=weight.stride(0), w_c=weight.stride(1), w_r=weight.stride(2), w_s=weight.stride(3),
-            **shape.window(),
-            EVERY_H=stride_h // gcd(stride_h, shape.dilation[0]),
-            EVERY_W=stride_w // gcd(stride_w, shape.dilation[1]),
-            **walk._asdict(), GROUPED=shape.groups > 1, GATHER=not packed,
-            PRECISION=PRECISION[arithmetic],
-            ROWS=tile.rows, COLUMNS=tile.columns, DEPTH=tile.depth,
-            **tile.options,
-        )  # fmt: skip
+        return None
+    return Launch(conv_dgrad_kernel, (blocks * tiles, phases, shape.groups), dict(
+        images=shape.images, in_h=in_h, in_w=in_w, out_h=shape.output[0], out_w=shape.output[1],
+        group_in=shape.group_in, group_out=shape.group_out,
+        width=width, tiles=tiles, bits=width.bit_length(),
+        dy_n=dy.stride(0), dy_c=dy.stride(1), dy_h=dy.stride(2),
+        dy_w=1 if plane else dy.stride(3),
+        dx_n=dx.stride(0), dx_c=dx.stride(1), dx_h=dx.stride(2),
+        dx_w=1 if plane else dx.stride(3),
+        w_o=weight.stride(0), w_c=weight.stride(1), w_r=weight.stride(2), w_s=weight.stride(3),
+        **shape.window(),
+        EVERY_H=stride_h // gcd(stride_h, shape.dilation[0]),
+        EVERY_W=stride_w // gcd(stride_w, shape.dilation[1]),
+        **walk._asdict(), GROUPED=shape.groups > 1, GATHER=not packed,
+        PRECISION=PRECISION[arithmetic],
+        ROWS=tile.rows, COLUMNS=tile.columns, DEPTH=tile.depth,
+        **tile.options,
+    ))  # fmt: skip

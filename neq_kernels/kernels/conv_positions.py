@@ -5,6 +5,14 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+# What varies from layer to layer and from set to set. Kernels are told of multiples by their units
+# alone: were each number looked at by itself, as Triton would, every packed width that is or is not
+# a multiple of 16 would be compiled for.
+SIZES = [
+    "in_h", "in_w", "out_h", "out_w",
+    *(f"{operand}_{axis}" for operand in ("dy", "x", "dx") for axis in "nchw"),
+]  # fmt: skip
+
 
 @triton.jit
 def positions(

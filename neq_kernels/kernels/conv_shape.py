@@ -9,11 +9,10 @@ from math import gcd
 import torch
 from torch import Tensor
 
-from neq_kernels.active import Lists
 from neq_kernels.kernels import DTYPES
 
-# More than the widest access has elements: no kernel asks whether 32 of them are aligned.
-_WIDEST = 16
+# Elements of the widest access, 16 bytes of the narrowest dtype.
+_WIDEST = 8
 _INT32 = 2**31 - 2**16
 # Bytes of a load from which on it counts as wide.
 WIDE_BYTES = 8
@@ -105,12 +104,12 @@ def shape_of(
     return Shape(images, groups, group_in, size // groups, *pairs)
 
 
-def check(dy: Tensor, x: Tensor, weight: Tensor | None, lists: Lists) -> None:
+def check(dy: Tensor, x: Tensor, weight: Tensor | None, index: Tensor) -> None:
     """Refuse what a kernel would misread: it sees addresses, not tensors.
 
     Raises:
         TypeError: the dtypes of dy, x and weight differ, or are none that the kernels serve.
-        ValueError: dy, x and the lists are not on one device, not of this many channels, or not
+        ValueError: dy, x and the index are not on one device, not of this many channels, or not
             of a convolution in 1 or 2 dimensions.
     """
     if dy.dtype not in DTYPES or x.dtype != dy.dtype:
@@ -123,20 +122,20 @@ def check(dy: Tensor, x: Tensor, weight: Tensor | None, lists: Lists) -> None:
             f"weight: expected {dy.dtype} on {dy.device} like dy, got {weight.dtype} on "
             f"{weight.device}; cast or move one of them"
         )
-    if not dy.device == x.device == lists.padded.device:
+    if not dy.device == x.device == index.device:
         raise ValueError(
             f"dy, x, index: expected one device, got {dy.device}, {x.device} and "
-            f"{lists.padded.device}; move the layer and its input together"
+            f"{index.device}; move the layer and its input together"
         )
     if x.dim() not in (3, 4) or dy.dim() != x.dim():
         raise ValueError(
             f"x: expected [N, C, L] or [N, C, H, W] and dy alike, got {list(x.shape)} and "
             f"{list(dy.shape)}; convolutions in 3 dimensions are for another backend"
         )
-    if lists.size != dy.shape[1]:
+    if index.numel() != dy.shape[1]:
         raise ValueError(
             f"index: expected a list over the {dy.shape[1]} channels of dy, got one over "
-            f"{lists.size}; pass the layer's own list"
+            f"{index.numel()}; pass the layer's own list"
         )
 
 
@@ -156,7 +155,7 @@ def rows_of(tensor: Tensor) -> Tensor | None:
 
 
 def unit(tensor: Tensor, channels: int, planes: bool) -> int:
-    """The largest power of two, up to 16, of elements that a kernel may load at once: along planes,
+    """The largest power of two, up to 8, of elements that a kernel may load at once: along planes,
     or along runs of so many contiguous channels."""
     if not planes and tensor.stride(1) != 1:
         return 1

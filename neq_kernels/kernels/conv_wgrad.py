@@ -27,10 +27,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from neq_kernels.active import Lists, bucket
-from neq_kernels.kernels.common import PRECISION, dot, find, on_device_of, spread
+from neq_kernels.kernels.common import PRECISION, Launch, dot, find, on_device_of, spread
 from neq_kernels.kernels.configuration import Configuration, Product, Tile
-from neq_kernels.kernels.conv_positions import offsets, positions, steps_of
+from neq_kernels.kernels.conv_positions import SIZES, offsets, positions, steps_of
 from neq_kernels.kernels.conv_shape import WIDE_BYTES, Shape, dense_planes, unit
 from neq_kernels.kernels.linear_wgrad import _zero_frozen as zero_frozen
 
@@ -121,7 +120,10 @@ def _multiply_flat(
     return acc
 
 
-@triton.jit(do_not_specialize=["images", "width", "size", "span", "bias_span", "tiles", "bits"])
+@triton.jit(
+    do_not_specialize=["images", "width", "size", "span", "bias_span", "tiles", "bits"],
+    do_not_specialize_on_alignment=SIZES,
+)
 def conv_wgrad_kernel(
     dy, x, index, dw, db, partial, partial_sums,
     images, in_h, in_w, out_h, out_w, group_in, group_out,
@@ -295,59 +297,61 @@ def product_of(shape: Shape, width: int, walk: Walk, arithmetic: str, itemsize: 
     )
 
 
-def launch(
-    dy: Tensor,
-    x: Tensor,
-    lists: Lists,
-    shape: Shape,
-    dw: Tensor,
-    db: Tensor | None,
-    walk: Walk,
-    configuration: Configuration,
-    *,
-    packed: bool,
-    last: bool,
-    arithmetic: str,
-) -> None:
-    """Overwrite dw ``[O, fan_in]``, contiguous, its rows in the order ``[R, S, C]`` if ``last``,
-    else ``[C, R, S]``; and db ``[O]``, unless None.
+class Plan(NamedTuple):
+    """How to launch the kernel, and the shapes of its partial sums, if it has any."""
 
-    dy is ``[N, O, P, Q]``, or with ``packed`` ``[N, width, P, Q]``; x ``[N, C, H, W]``.
-    """
-    tile, width = configuration.tile, min(bucket(lists.count), lists.size)
-    plane = walk.PLANE
+    launch: Launch | None
+    sums: tuple[int, int, int] | None
+    bias_sums: tuple[int, int]
+
+
+def plan(
+    dy: Tensor, x: Tensor, shape: Shape, width: int, full: bool, bias: bool, walk: Walk,
+    configuration: Configuration, *, packed: bool, last: bool, arithmetic: str,
+) -> Plan:  # fmt: skip
+    """The plan for dy ``[N, O, P, Q]``, or with ``packed`` ``[N, width, P, Q]``, and x
+    ``[N, C, H, W]``; ``full``: no channel is frozen. Rows of dW are in the order ``[R, S, C]`` if
+    ``last``, else ``[C, R, S]``."""
+    tile, plane = configuration.tile, walk.PLANE
     dy_steps = _steps(shape.images, shape.output, tile, plane)
     steps = _steps(shape.images, shape.input, tile, plane) if walk.WALK_X else dy_steps
     span = max(-(-steps // configuration.split), 1)
     split = max(-(-steps // span), 1)
-    partial, bias = split > 1, db is not None
-    sums = dw.new_empty((split if partial else 0, width, shape.fan_in), dtype=torch.float32)
-    bias_sums = dw.new_empty((split if partial else 0, width), dtype=torch.float32)
+    partial = split > 1
     tiles = _tiles(shape, width, tile, walk.FLAT, bias)
-    zeros = 0 if partial or lists.count == lists.size else triton.cdiv(lists.size, _ZERO_ROWS)
+    zeros = 0 if partial or full else triton.cdiv(shape.size, _ZERO_ROWS)
+    launch = Launch(conv_wgrad_kernel, (tiles + zeros, split), dict(
+        images=shape.images, in_h=shape.input[0], in_w=shape.input[1],
+        out_h=shape.output[0], out_w=shape.output[1],
+        group_in=shape.group_in, group_out=shape.group_out,
+        width=width, size=shape.size, span=span, bias_span=max(-(-dy_steps // split), 1),
+        tiles=tiles, bits=width.bit_length(),
+        dy_n=dy.stride(0), dy_c=dy.stride(1), dy_h=dy.stride(2),
+        dy_w=1 if plane else dy.stride(3),
+        x_n=x.stride(0), x_c=x.stride(1), x_h=x.stride(2),
+        x_w=1 if walk.WALK_X or walk.POINT else x.stride(3),
+        **shape.window(), **walk._asdict(),
+        GROUPED=shape.groups > 1, GATHER=not packed, BIAS=bias, PARTIAL=partial,
+        TAPS_FIRST=last, PRECISION=PRECISION[arithmetic],
+        ROWS=tile.rows, COLUMNS=tile.columns, DEPTH=tile.depth,
+        ZERO_ROWS=_ZERO_ROWS, ZERO_COLUMNS=_ZERO_COLUMNS,
+        **tile.options,
+    ))  # fmt: skip
+    sums = (split, width, shape.fan_in) if partial else None
+    return Plan(launch if tiles + zeros else None, sums, (split, width))
+
+
+def run(plan: Plan, dy: Tensor, x: Tensor, index: Tensor, dw: Tensor, db: Tensor | None) -> None:
+    """Overwrite dw ``[O, fan_in]``, contiguous, and db ``[O]``, unless None."""
+    sums = bias_sums = None
+    if plan.sums:
+        sums = dw.new_empty(plan.sums, dtype=torch.float32)
+        bias_sums = None if db is None else dw.new_empty(plan.bias_sums, dtype=torch.float32)
     with on_device_of(dy):
-        if tiles + zeros:
-            conv_wgrad_kernel[tiles + zeros, split](
-                dy=dy, x=x, index=lists.padded, dw=dw, db=db,
-                partial=sums, partial_sums=bias_sums,
-                images=shape.images, in_h=shape.input[0], in_w=shape.input[1],
-                out_h=shape.output[0], out_w=shape.output[1],
-                group_in=shape.group_in, group_out=shape.group_out,
-                width=width, size=lists.size, span=span, bias_span=max(-(-dy_steps // split), 1),
-                tiles=tiles, bits=width.bit_length(),
-                dy_n=dy.stride(0), dy_c=dy.stride(1), dy_h=dy.stride(2),
-                dy_w=1 if plane else dy.stride(3),
-                x_n=x.stride(0), x_c=x.stride(1), x_h=x.stride(2),
-                x_w=1 if walk.WALK_X or walk.POINT else x.stride(3),
-                **shape.window(), **walk._asdict(),
-                GROUPED=shape.groups > 1, GATHER=not packed, BIAS=bias, PARTIAL=partial,
-                TAPS_FIRST=last, PRECISION=PRECISION[arithmetic],
-                ROWS=tile.rows, COLUMNS=tile.columns, DEPTH=tile.depth,
-                ZERO_ROWS=_ZERO_ROWS, ZERO_COLUMNS=_ZERO_COLUMNS,
-                **tile.options,
-            )  # fmt: skip
-        if partial:
-            spread(sums, bias_sums if bias else None, lists.padded, dw, db)
+        if plan.launch:
+            plan.launch(dy=dy, x=x, index=index, dw=dw, db=db, partial=sums, partial_sums=bias_sums)
+        if sums is not None:
+            spread(sums, bias_sums, index, dw, db)
 
 
 def _steps(images: int, plane: tuple[int, int], tile: Tile, within_images: bool) -> int:

@@ -10,9 +10,16 @@ from torch import Tensor
 
 from neq_kernels.active import Lists
 from neq_kernels.kernels import linear_dgrad, linear_wgrad
-from neq_kernels.kernels.common import check, check_tokens, packing_bytes, width_of
+from neq_kernels.kernels.common import (
+    arithmetic,
+    check,
+    check_tokens,
+    packing_bytes,
+    remembered,
+    width_of,
+)
 from neq_kernels.kernels.configuration import cheaper_form
-from neq_kernels.kernels.device import device_of
+from neq_kernels.kernels.device import Device, device_of
 from neq_kernels.reference import Pack, as_rows, pack_channels
 
 FORMS = linear_wgrad.FORMS
@@ -38,22 +45,41 @@ def linear_backward(
         TypeError: dy, x and weight differ in dtype, or it is not one that the kernels serve.
         ValueError: dy, x, weight or the lists are not on one device, or their shapes do not match.
     """
-    rows, inputs = as_rows(dy), as_rows(x)
-    check(rows, lists.padded, x=inputs)
-    check_tokens(rows, inputs)
-    linear_dgrad.check_weight(rows, weight, lists, columns)
-    if form is None:
-        gathered, packed = (
-            (
-                linear_wgrad.product(rows, inputs, lists, name),
-                linear_dgrad.product(rows, weight, lists, columns, name),
-            )
-            for name in FORMS
-        )
-        form = cheaper_form(gathered, packed, packing_bytes(rows, lists), device_of(dy))
+    rows, inputs, width = as_rows(dy), as_rows(x), width_of(lists)
+    form = _form(
+        rows,
+        inputs,
+        weight,
+        lists.padded,
+        width,
+        columns,
+        arithmetic(dy.dtype),
+        device_of(dy),
+        form,
+    )
     if form == "packed":
-        width = width_of(lists)
         rows, _ = pack(rows, lists.padded[:width], width, 1, False)
     dx = linear_dgrad.launch(rows, weight, lists, columns, form, pack)
     dw, db = linear_wgrad.launch(rows, inputs, lists, bias, columns, form, dy.dtype)
     return dx.view(x.shape), dw, db
+
+
+@remembered
+def _form(
+    dy: Tensor, x: Tensor, weight: Tensor, index: Tensor, width: int, columns: bool,
+    arithmetic: str, device: Device, form: str | None,
+) -> str:  # fmt: skip
+    check(dy, index, x=x)
+    check_tokens(dy, x)
+    linear_dgrad.check_weight(dy, weight, index, columns)
+    if form:
+        return form
+    weight_rows = linear_dgrad.weight_rows(weight, columns)
+    gathered, packed = (
+        (
+            linear_wgrad.product(dy, x, width, arithmetic, name),
+            linear_dgrad.product(dy, weight_rows, width, arithmetic, name),
+        )
+        for name in FORMS
+    )
+    return cheaper_form(gathered, packed, packing_bytes(dy, width), device)

@@ -16,17 +16,19 @@ from torch import Tensor
 from neq_kernels.active import Lists
 from neq_kernels.kernels.common import (
     PRECISION,
+    Launch,
     arithmetic,
     check,
     dot,
     far,
     on_device_of,
     packing_bytes,
+    remembered,
     vectors,
     width_of,
 )
 from neq_kernels.kernels.configuration import Configuration, Product, cheaper_form, choose
-from neq_kernels.kernels.device import device_of
+from neq_kernels.kernels.device import Device, device_of
 from neq_kernels.reference import Pack, as_rows, pack_channels
 
 FORMS = ("gathered", "packed")
@@ -115,38 +117,58 @@ def linear_dgrad(
         TypeError: dy and weight differ in dtype, or it is not one that the kernels serve.
         ValueError: dy, weight or the lists are not on one device, or their shapes do not match.
     """
-    rows = as_rows(dy)
-    check_weight(rows, weight, lists, columns)
-    if form is None:
-        gathered, packed = (product(rows, weight, lists, columns, name) for name in FORMS)
-        form = cheaper_form((gathered,), (packed,), packing_bytes(rows, lists), device_of(dy))
+    rows, width = as_rows(dy), width_of(lists)
+    way, device = arithmetic(dy.dtype), device_of(dy)
+    form = form_of(rows, weight, lists.padded, width, columns, way, device, form)
     if form == "packed":
-        width = width_of(lists)
         rows, _ = pack(rows, lists.padded[:width], width, 1, False)
     dx = launch(rows, weight, lists, columns, form, pack, configuration)
     return dx.view(*dy.shape[:-1], dx.shape[1])
 
 
-def check_weight(dy: Tensor, weight: Tensor, lists: Lists, columns: bool) -> None:
+@remembered
+def form_of(
+    dy: Tensor, weight: Tensor, index: Tensor, width: int, columns: bool, arithmetic: str,
+    device: Device, form: str | None,
+) -> str:  # fmt: skip
+    """The form to have dY in, unless given: ``dy`` ``[tokens, O]``.
+
+    Raises:
+        TypeError, ValueError: as :func:`linear_dgrad`.
+    """
+    check_weight(dy, weight, index, columns)
+    if form:
+        return form
+    gathered, packed = (
+        product(dy, weight_rows(weight, columns), width, arithmetic, name) for name in FORMS
+    )
+    return cheaper_form((gathered,), (packed,), packing_bytes(dy, width), device)
+
+
+def check_weight(dy: Tensor, weight: Tensor, index: Tensor, columns: bool) -> None:
     """Refuse a weight that ``dy`` ``[tokens, O]`` is not multiplied with.
 
     Raises:
         TypeError, ValueError: as :func:`linear_dgrad`.
     """
-    check(dy, lists.padded, weight=weight)
-    if not dy.shape[1] == weight.shape[int(columns)] == lists.size:
+    check(dy, index, weight=weight)
+    if not dy.shape[1] == weight.shape[int(columns)] == index.numel():
         raise ValueError(
             f"weight: expected {dy.shape[1]} neurons like dy, got {weight.shape[int(columns)]}, "
-            f"and a list for {lists.size}; pass the layer's own weight and list"
+            f"and a list for {index.numel()}; pass the layer's own weight and list"
         )
 
 
-def product(dy: Tensor, weight: Tensor, lists: Lists, columns: bool, form: str) -> Product:
-    """What the cost function must know; ``dy`` ``[tokens, O]``, or packed."""
-    width = width_of(lists)
-    rows = weight.t() if columns else weight
+def weight_rows(weight: Tensor, columns: bool) -> Tensor:
+    """The weight as ``[O, I]``."""
+    return weight.t() if columns else weight
+
+
+def product(dy: Tensor, rows: Tensor, width: int, arithmetic: str, form: str) -> Product:
+    """What the cost function must know; ``dy`` ``[tokens, O]``, or packed; the weight's ``rows``
+    ``[O, I]``."""
     return Product(
-        arithmetic(dy.dtype), dy.element_size(), rows=dy.shape[0], columns=rows.shape[1],
+        arithmetic, dy.element_size(), rows=dy.shape[0], columns=rows.shape[1],
         depth=width, splittable=False,
         gathered=not vectors(dy, 0) if form == "gathered" else width % 8 != 0,
         scattered=not vectors(rows, 1) and not _packs(rows, width),
@@ -158,36 +180,51 @@ def _packs(rows: Tensor, width: int) -> bool:
     return rows.stride(0) == 1 and rows.stride(1) != 1 and width % 8 == 0
 
 
+@remembered
+def plan(
+    dy: Tensor, rows: Tensor, size: int, width: int, gather_weight: bool, form: str,
+    arithmetic: str, configuration: Configuration, device: Device,
+) -> Launch | None:  # fmt: skip
+    """How to launch the kernel on ``dy`` in the ``form`` it is in, and on the weight's ``rows``
+    ``[O, I]``, or packed ones unless ``gather_weight``."""
+    tile, tokens, fan_in = configuration.tile, dy.shape[0], rows.shape[1]
+    aligned = 8 if width % 8 == 0 else 1
+    programs = triton.cdiv(tokens, tile.rows) * triton.cdiv(fan_in, tile.columns)
+    if programs == 0:
+        return None
+    return Launch(linear_dgrad_kernel, (programs,), dict(
+        tokens=tokens, units=width // aligned, fan_in=fan_in,
+        dy_token=dy.stride(0), dy_channel=dy.stride(1),
+        weight_row=rows.stride(0), weight_column=rows.stride(1), dx_token=fan_in, dx_column=1,
+        GATHER=form == "gathered", GATHER_WEIGHT=gather_weight, ALIGNED=aligned,
+        FAR=far(dy, (tile.rows, size)) or far(rows) or tile.rows * fan_in >= 1 << 31,
+        PRECISION=PRECISION[arithmetic],
+        ROWS=tile.rows, COLUMNS=tile.columns, DEPTH=tile.depth, GROUP=_GROUP,
+        **tile.options,
+    ))  # fmt: skip
+
+
+@remembered
+def _configuration(
+    dy: Tensor, rows: Tensor, width: int, form: str, arithmetic: str, device: Device
+) -> Configuration:
+    return choose(product(dy, rows, width, arithmetic, form), device)
+
+
 def launch(
     dy: Tensor, weight: Tensor, lists: Lists, columns: bool, form: str, pack: Pack,
     configuration: Configuration | None = None,
 ) -> Tensor:  # fmt: skip
     """dX ``[tokens, I]`` from ``dy`` in the ``form`` it is in: ``[tokens, O]``, or packed."""
-    width, tokens = width_of(lists), dy.shape[0]
-    rows = weight.t() if columns else weight
-    configuration = configuration or choose(
-        product(dy, weight, lists, columns, form), device_of(dy)
-    )
+    width, way, device = width_of(lists), arithmetic(dy.dtype), device_of(dy)
+    rows = weight_rows(weight, columns)
+    configuration = configuration or _configuration(dy, rows, width, form, way, device)
     gather_weight = not _packs(rows, width)
     if not gather_weight:
         rows = pack(rows.t(), lists.padded[:width], width, 1, False)[0].t()
-    tile, fan_in = configuration.tile, rows.shape[1]
-    dx = dy.new_empty((tokens, fan_in))
-    aligned = 8 if width % 8 == 0 else 1
-    programs = triton.cdiv(tokens, tile.rows) * triton.cdiv(fan_in, tile.columns)
-    if programs == 0:
-        return dx
-    with on_device_of(dy):
-        linear_dgrad_kernel[(programs,)](
-            dy=dy, weight=rows, index=lists.padded, dx=dx,
-            tokens=tokens, units=width // aligned, fan_in=fan_in,
-            dy_token=dy.stride(0), dy_channel=dy.stride(1),
-            weight_row=rows.stride(0), weight_column=rows.stride(1),
-            dx_token=dx.stride(0), dx_column=dx.stride(1),
-            GATHER=form == "gathered", GATHER_WEIGHT=gather_weight, ALIGNED=aligned,
-            FAR=far(dy, (tile.rows, lists.size)) or far(rows) or far(dx, (tile.rows, fan_in)),
-            PRECISION=PRECISION[arithmetic(dy.dtype)],
-            ROWS=tile.rows, COLUMNS=tile.columns, DEPTH=tile.depth, GROUP=_GROUP,
-            **tile.options,
-        )  # fmt: skip
+    planned = plan(dy, rows, lists.size, width, gather_weight, form, way, configuration, device)
+    dx = dy.new_empty((dy.shape[0], rows.shape[1]))
+    if planned:
+        with on_device_of(dy):
+            planned(dy=dy, weight=rows, index=lists.padded, dx=dx)
     return dx

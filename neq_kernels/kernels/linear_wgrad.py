@@ -15,6 +15,8 @@ each writes partial sums, and ``spread_kernel`` adds them in a fixed order.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
@@ -23,6 +25,7 @@ from torch import Tensor
 from neq_kernels.active import Lists
 from neq_kernels.kernels.common import (
     PRECISION,
+    Launch,
     arithmetic,
     check,
     check_tokens,
@@ -32,12 +35,13 @@ from neq_kernels.kernels.common import (
     offsets,
     on_device_of,
     packing_bytes,
+    remembered,
     spread,
     vectors,
     width_of,
 )
 from neq_kernels.kernels.configuration import Configuration, Product, cheaper_form, choose
-from neq_kernels.kernels.device import device_of
+from neq_kernels.kernels.device import Device, device_of
 from neq_kernels.reference import Pack, as_rows, pack_channels
 
 _ZERO_ROWS, _ZERO_COLUMNS = 32, 256
@@ -178,27 +182,87 @@ def linear_wgrad(
         ValueError: dy, x or the lists are not on one device, or their shapes do not match.
     """
     dy, x = as_rows(dy), as_rows(x)
-    check(dy, lists.padded, x=x)
-    check_tokens(dy, x)
-    if form is None:
-        gathered, packed = (product(dy, x, lists, name) for name in FORMS)
-        device = device_of(dy)
-        form = cheaper_form((gathered,), (packed,), packing_bytes(dy, lists), device)
-        best = choose(gathered if form == "gathered" else packed, device)
-        configuration = configuration or best
+    way = arithmetic(dy.dtype)
+    form = form_of(dy, x, lists.padded, width_of(lists), way, device_of(dy), form)
     if form == "packed":
         width = width_of(lists)
         dy, _ = pack(dy, lists.padded[:width], width, 1, False)
     return launch(dy, x, lists, bias, columns, form, dtype or dy.dtype, configuration)
 
 
-def product(dy: Tensor, x: Tensor, lists: Lists, form: str) -> Product:
+@remembered
+def form_of(
+    dy: Tensor, x: Tensor, index: Tensor, width: int, arithmetic: str, device: Device,
+    form: str | None,
+) -> str:  # fmt: skip
+    """The form to have dY in, unless given: ``dy`` ``[tokens, O]``, x ``[tokens, I]``.
+
+    Raises:
+        TypeError, ValueError: as :func:`linear_wgrad`.
+    """
+    check(dy, index, x=x)
+    check_tokens(dy, x)
+    if form:
+        return form
+    gathered, packed = (product(dy, x, width, arithmetic, name) for name in FORMS)
+    return cheaper_form((gathered,), (packed,), packing_bytes(dy, width), device)
+
+
+def product(dy: Tensor, x: Tensor, width: int, arithmetic: str, form: str) -> Product:
     """What the cost function must know; ``dy`` ``[tokens, O]``, or packed, x ``[tokens, I]``."""
-    width = width_of(lists)
     return Product(
-        arithmetic(dy.dtype), dy.element_size(), rows=width, columns=x.shape[1], depth=x.shape[0],
+        arithmetic, dy.element_size(), rows=width, columns=x.shape[1], depth=x.shape[0],
         gathered=not vectors(dy, 0) if form == "gathered" else width % 8 != 0,
         scattered=not vectors(x, 1),
+    )  # fmt: skip
+
+
+class Plan(NamedTuple):
+    """How to launch the kernel, and the shapes of its partial sums."""
+
+    launch: Launch | None
+    sums: tuple[int, int, int]
+    bias_sums: tuple[int, int]
+    partial: bool
+
+
+@remembered
+def plan(
+    dy: Tensor, x: Tensor, size: int, width: int, full: bool, bias: bool, columns: bool, form: str,
+    arithmetic: str, configuration: Configuration | None, device: Device,
+) -> Plan:  # fmt: skip
+    """The plan for ``dy`` in the ``form`` it is in; ``full``: no channel is frozen."""
+    tokens, fan_in = x.shape
+    configuration = configuration or choose(product(dy, x, width, arithmetic, form), device)
+    tile = configuration.tile
+    blocks = configuration.span(tokens) // tile.depth
+    split = max(triton.cdiv(tokens, blocks * tile.depth), 1)
+    # Columns of dW are rows of the product: stored one by one through the index they would touch
+    # all of dW twice, so they too go through the second kernel, which writes whole blocks.
+    partial = split > 1 or columns
+    # One column of tiles at least: without inputs there still is a bias.
+    tiles = triton.cdiv(width, tile.rows) * max(triton.cdiv(fan_in, tile.columns), 1)
+    zeros = 0 if partial or full else triton.cdiv(size, _ZERO_ROWS)
+    aligned = 8 if width % 8 == 0 else 1
+    far_dw = size * fan_in >= 1 << 31
+    launch = Launch(linear_wgrad_kernel, (tiles + zeros, split), dict(
+        tokens=tokens, units=width // aligned, size=size, fan_in=fan_in,
+        blocks=blocks, tiles=tiles, halvings=width.bit_length(),
+        dy_token=dy.stride(0), dy_channel=dy.stride(1),
+        x_token=x.stride(0), x_column=x.stride(1),
+        dw_row=1 if columns else fan_in, dw_column=size if columns else 1,
+        GATHER=form == "gathered", BIAS=bias, PARTIAL=partial,
+        FAR=far(dy, (tile.depth, size)) or far(x, (tile.depth, fan_in)) or far_dw,
+        ALIGNED=aligned, PRECISION=PRECISION[arithmetic],
+        ROWS=tile.rows, COLUMNS=tile.columns, DEPTH=tile.depth,
+        ZERO_ROWS=_ZERO_ROWS, ZERO_COLUMNS=_ZERO_COLUMNS,
+        **tile.options,
+    ))  # fmt: skip
+    return Plan(
+        launch if tiles + zeros else None,
+        (split, width if partial else 0, fan_in),
+        (split, width if partial and bias else 0),
+        partial,
     )  # fmt: skip
 
 
@@ -207,40 +271,23 @@ def launch(
     dtype: torch.dtype, configuration: Configuration | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """dW and db from ``dy`` in the ``form`` it is in: ``[tokens, O]``, or packed, contiguous."""
-    (tokens, fan_in), size, width = x.shape, lists.size, width_of(lists)
-    configuration = configuration or choose(product(dy, x, lists, form), device_of(dy))
-    tile = configuration.tile
+    fan_in, size, width = x.shape[1], lists.size, width_of(lists)
+    planned = plan(
+        dy, x, size, width, lists.count == size, bias, columns, form,
+        arithmetic(dy.dtype), configuration, device_of(dy),
+    )  # fmt: skip
     dw = dy.new_empty((fan_in, size) if columns else (size, fan_in), dtype=dtype)
     rows = dw.t() if columns else dw
     db = dy.new_empty(size if bias else 0, dtype=dtype)
-    blocks = configuration.span(tokens) // tile.depth
-    split = max(triton.cdiv(tokens, blocks * tile.depth), 1)
-    # Columns of dW are rows of the product: stored one by one through the index they would touch
-    # all of dW twice, so they too go through the second kernel, which writes whole blocks.
-    partial = split > 1 or columns
-    sums = dy.new_empty((split, width if partial else 0, fan_in), dtype=torch.float32)
-    bias_sums = dy.new_empty((split, width if partial and bias else 0), dtype=torch.float32)
-    # One column of tiles at least: without inputs there still is a bias.
-    tiles = triton.cdiv(width, tile.rows) * max(triton.cdiv(fan_in, tile.columns), 1)
-    zeros = 0 if partial or lists.count == size else triton.cdiv(size, _ZERO_ROWS)
-    aligned = 8 if width % 8 == 0 else 1
+    sums = bias_sums = None
+    if planned.partial:
+        sums = dy.new_empty(planned.sums, dtype=torch.float32)
+        bias_sums = dy.new_empty(planned.bias_sums, dtype=torch.float32) if bias else None
     with on_device_of(dy):
-        if tiles + zeros:
-            linear_wgrad_kernel[tiles + zeros, split](
-                dy=dy, x=x, index=lists.padded, dw=rows, db=db,
-                partial=sums, partial_sums=bias_sums,
-                tokens=tokens, units=width // aligned, size=size, fan_in=fan_in,
-                blocks=blocks, tiles=tiles, halvings=width.bit_length(),
-                dy_token=dy.stride(0), dy_channel=dy.stride(1),
-                x_token=x.stride(0), x_column=x.stride(1),
-                dw_row=rows.stride(0), dw_column=rows.stride(1),
-                GATHER=form == "gathered", BIAS=bias, PARTIAL=partial,
-                FAR=far(dy, (tile.depth, size)) or far(x, (tile.depth, fan_in)) or far(dw),
-                ALIGNED=aligned, PRECISION=PRECISION[arithmetic(dy.dtype)],
-                ROWS=tile.rows, COLUMNS=tile.columns, DEPTH=tile.depth,
-                ZERO_ROWS=_ZERO_ROWS, ZERO_COLUMNS=_ZERO_COLUMNS,
-                **tile.options,
-            )  # fmt: skip
-        if partial:
-            spread(sums, bias_sums if bias else None, lists.padded, rows, db if bias else None)
+        if planned.launch:
+            planned.launch(
+                dy=dy, x=x, index=lists.padded, dw=rows, db=db, partial=sums, partial_sums=bias_sums
+            )
+        if sums is not None:
+            spread(sums, bias_sums, lists.padded, rows, db if bias else None)
     return dw, db

@@ -8,19 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 
-from neq_kernels.optim.rows import Rows
-from neq_kernels.optim.stepping import (
-    Batch,
-    Key,
-    RowOptimizer,
-    State,
-    as_real,
-    gradient_of,
-    key_of,
-    number,
-    operator_for,
-    refuse,
-)
+from neq_kernels.optim.batches import Batch
+from neq_kernels.optim.stepping import RowOptimizer, State, number, operator_for, refuse
 
 
 class AdamW(RowOptimizer, torch.optim.AdamW):
@@ -87,54 +76,40 @@ class AdamW(RowOptimizer, torch.optim.AdamW):
             if isinstance(each.get("step"), Tensor):
                 each["step"] = each["step"].cpu()
 
-    def _state_of(self, parameter: nn.Parameter, amsgrad: bool) -> dict[str, Tensor]:
+    def _state_names(self, group: dict[str, Any]) -> tuple[str, ...]:
+        largest = ("max_exp_avg_sq",) if group["amsgrad"] else ()
+        return "step", "exp_avg", "exp_avg_sq", *largest
+
+    def _begin(self, parameter: nn.Parameter, group: dict[str, Any]) -> bool:
         state = self.state[parameter]
         if not state:
             # As many digits as torch.optim counts with: the default dtype, where that is double.
             double = torch.get_default_dtype() == torch.float64
             dtype = torch.float64 if double else torch.float32
             state["step"] = torch.zeros((), dtype=dtype, device="cpu")
-            names = ["exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if amsgrad else [])]
-            for name in names:
+            for name in self._state_names(group)[1:]:
                 state[name] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
-        return state
+        return False
 
-    def _step_group(self, group: dict[str, Any], rows: dict[nn.Parameter, Rows]) -> None:
-        amsgrad = group["amsgrad"]
-        batches: dict[Key, tuple[Batch, list[Tensor]]] = {}
-        for parameter in group["params"]:
-            gradient = gradient_of(parameter)
-            if gradient is None:
-                continue
-            state = self._state_of(parameter, amsgrad)
-            tensors: tuple[Tensor, ...] = parameter, gradient, state["exp_avg"], state["exp_avg_sq"]
-            if amsgrad:
-                tensors = *tensors, state["max_exp_avg_sq"]
-            kind = key_of(parameter)
-            if kind not in batches:
-                batches[kind] = Batch(len(tensors)), []
-            batch, steps = batches[kind]
-            batch.add(rows.get(parameter), as_real(tensors))
-            steps.append(state["step"])
+    def _step_batch(self, group: dict[str, Any], batch: Batch, gradients: list[Tensor]) -> None:
+        steps, exp_avgs, exp_avg_sqs, *largest = batch.states
         beta1, beta2 = group["betas"]
-        for key, (batch, steps) in batches.items():
-            params, grads, exp_avgs, exp_avg_sqs, *largest = batch.tensors
-            operator_for("row_adamw", key)(
-                params,
-                grads,
-                exp_avgs,
-                exp_avg_sqs,
-                largest[0] if largest else [],
-                steps,
-                batch.index,
-                batch.count,
-                batch.dim,
-                number(group["lr"], "lr"),
-                number(beta1, "betas"),
-                number(beta2, "betas"),
-                group["eps"],
-                group["weight_decay"],
-                group["decoupled_weight_decay"],
-                amsgrad,
-                group["maximize"],
-            )
+        operator_for("row_adamw", batch.key)(
+            batch.params,
+            gradients,
+            exp_avgs,
+            exp_avg_sqs,
+            largest[0] if largest else [],
+            steps,
+            batch.index,
+            batch.count,
+            batch.dim,
+            number(group["lr"], "lr"),
+            number(beta1, "betas"),
+            number(beta2, "betas"),
+            group["eps"],
+            group["weight_decay"],
+            group["decoupled_weight_decay"],
+            group["amsgrad"],
+            group["maximize"],
+        )

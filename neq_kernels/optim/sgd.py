@@ -8,19 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 
-from neq_kernels.optim.rows import Rows
-from neq_kernels.optim.stepping import (
-    Batch,
-    Key,
-    RowOptimizer,
-    State,
-    as_real,
-    gradient_of,
-    key_of,
-    number,
-    operator_for,
-    refuse,
-)
+from neq_kernels.optim.batches import Batch
+from neq_kernels.optim.stepping import RowOptimizer, State, number, operator_for, refuse
 
 
 class SGD(RowOptimizer, torch.optim.SGD):
@@ -82,40 +71,29 @@ class SGD(RowOptimizer, torch.optim.SGD):
         for group in self.param_groups:
             group["differentiable"] = False
 
-    def _step_group(self, group: dict[str, Any], rows: dict[nn.Parameter, Rows]) -> None:
-        momentum, dampening = group["momentum"], group["dampening"]
-        batches: dict[tuple[Key, bool], Batch] = {}
-        for parameter in group["params"]:
-            gradient = gradient_of(parameter)
-            if gradient is None:
-                continue
-            tensors: tuple[Tensor, ...] = parameter, gradient
-            first = False
-            if momentum != 0:
-                buffer = self.state[parameter].get("momentum_buffer")
-                if buffer is None:
-                    # The first gradient is not dampened: the buffer, zero so far, becomes it.
-                    first = dampening != 0
-                    buffer = torch.zeros_like(parameter, memory_format=torch.preserve_format)
-                    self.state[parameter]["momentum_buffer"] = buffer
-                tensors = parameter, gradient, buffer
-            kind = key_of(parameter), first
-            if kind not in batches:
-                batches[kind] = Batch(len(tensors))
-            batches[kind].add(rows.get(parameter), as_real(tensors))
-        for (key, first), batch in batches.items():
-            params, grads, *buffers = batch.tensors
-            operator_for("row_sgd", key)(
-                params,
-                grads,
-                buffers[0] if buffers else [],
-                batch.index,
-                batch.count,
-                batch.dim,
-                number(group["lr"], "lr"),
-                float(momentum),
-                0.0 if first else float(dampening),
-                number(group["weight_decay"], "weight_decay"),
-                group["nesterov"],
-                group["maximize"],
-            )
+    def _state_names(self, group: dict[str, Any]) -> tuple[str, ...]:
+        return ("momentum_buffer",) if group["momentum"] != 0 else ()
+
+    def _begin(self, parameter: nn.Parameter, group: dict[str, Any]) -> bool:
+        if group["momentum"] == 0 or self.state[parameter].get("momentum_buffer") is not None:
+            return False
+        # The first gradient is not dampened: the buffer, zero so far, becomes it.
+        buffer = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+        self.state[parameter]["momentum_buffer"] = buffer
+        return bool(group["dampening"] != 0)
+
+    def _step_batch(self, group: dict[str, Any], batch: Batch, gradients: list[Tensor]) -> None:
+        operator_for("row_sgd", batch.key)(
+            batch.params,
+            gradients,
+            batch.states[0] if batch.states else [],
+            batch.index,
+            batch.count,
+            batch.dim,
+            number(group["lr"], "lr"),
+            float(group["momentum"]),
+            0.0 if batch.fresh else float(group["dampening"]),
+            number(group["weight_decay"], "weight_decay"),
+            group["nesterov"],
+            group["maximize"],
+        )

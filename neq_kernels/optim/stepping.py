@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, Literal, get_args
 
 import torch
@@ -11,32 +11,10 @@ from torch._compile import _disable_dynamo
 from torch.optim import Optimizer
 
 from neq_kernels import backends, reference
+from neq_kernels.optim.batches import Batch, Gradients, Key, Plan, facts_of, key_of
 from neq_kernels.optim.rows import RowMap, Rows, check_model
 
 State = Literal["hold", "keep"]
-Key = tuple[torch.device, torch.dtype, bool]
-
-_PLAIN = nn.Parameter, Tensor
-
-
-class Batch:
-    """The parameters of one operator call: a list per tensor, and their active rows."""
-
-    def __init__(self, tensors: int) -> None:
-        self.tensors: list[list[Tensor]] = [[] for _ in range(tensors)]
-        self.index: list[Tensor] = []
-        self.count: list[int] = []
-        self.dim: list[int] = []
-
-    def add(self, rows: Rows | None, tensors: Iterable[Tensor]) -> None:
-        for each, tensor in zip(self.tensors, tensors, strict=True):
-            each.append(tensor)
-        self.index.append(_nothing if rows is None else rows.index)
-        self.count.append(-1 if rows is None else rows.count)
-        self.dim.append(0 if rows is None else rows.dim)
-
-
-_nothing = torch.empty(0, dtype=torch.int32, device="cpu")
 
 
 class RowOptimizer(Optimizer):
@@ -50,6 +28,7 @@ class RowOptimizer(Optimizer):
     momentum_name: str
     _momentum: State
     _row_map: RowMap
+    _plan: Plan | None
 
     def _follow(self, model: nn.Module, state: State) -> None:
         check_model(self, model, f"pass {type(self).__name__}(model.parameters(), model=model)")
@@ -68,6 +47,7 @@ class RowOptimizer(Optimizer):
     def _reset(self) -> None:
         self._row_map = RowMap(self.model)
         self._restarted: dict[nn.Parameter, tuple[Rows, Tensor]] = {}
+        self._plan: Plan | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy of the optimizer alone steps copies of the parameters: its model has to be theirs.
@@ -97,13 +77,60 @@ class RowOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        rows = self._row_map.look_up()
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter in rows and self._momentum == "hold":
-                    self._restart(parameter, rows[parameter])
-            self._step_group(group, rows)
+        gradients = [[p.grad for p in group["params"]] for group in self.param_groups]
+        plan = self._plan_for(gradients)
+        for group, batches, of_group in zip(
+            self.param_groups, plan.batches, gradients, strict=True
+        ):
+            for batch in batches:
+                self._step_batch(group, batch, batch.gradients(of_group))
         return loss
+
+    def _plan_for(self, gradients: list[Gradients]) -> Plan:
+        """The operator calls of this step: the last one's, unless something has changed."""
+        rows = self._row_map.look_up()
+        facts = [
+            facts_of(group["params"], of_group, self._state_names(group))
+            for group, of_group in zip(self.param_groups, gradients, strict=True)
+        ]
+        if self._plan is not None and self._plan.serves(self._objects(rows), facts):
+            return self._plan
+        batches = [
+            self._batches(group, of_group, rows)
+            for group, of_group in zip(self.param_groups, gradients, strict=True)
+        ]
+        plan = Plan(batches, self._objects(rows), facts)
+        fresh = any(batch.fresh for of_group in batches for batch in of_group)
+        self._plan = None if fresh else plan
+        return plan
+
+    def _objects(self, rows: dict[nn.Parameter, Rows]) -> list[Any]:
+        """What the batches are made from: the rows, the parameters, and all of their state."""
+        objects: list[Any] = [rows]
+        for group in self.param_groups:
+            objects += group["params"]
+        for state in self.state.values():
+            objects += state.values()
+        return objects
+
+    def _batches(
+        self, group: dict[str, Any], gradients: Gradients, rows: dict[nn.Parameter, Rows]
+    ) -> list[Batch]:
+        names = self._state_names(group)
+        batches: dict[tuple[Key, bool], Batch] = {}
+        for place, (parameter, gradient) in enumerate(zip(group["params"], gradients, strict=True)):
+            if parameter in rows and self._momentum == "hold":
+                self._restart(parameter, rows[parameter])
+            if gradient is None:
+                continue
+            check_gradient(gradient)
+            fresh = self._begin(parameter, group)
+            states = [self.state[parameter][name] for name in names]
+            kind = key_of(parameter), fresh
+            batches.setdefault(kind, Batch(*kind)).add(
+                place, parameter, states, rows.get(parameter)
+            )
+        return list(batches.values())
 
     def _restart(self, parameter: nn.Parameter, rows: Rows) -> None:
         """Momentum of frozen neurons is zero: seen to once per set and buffer."""
@@ -115,31 +142,25 @@ class RowOptimizer(Optimizer):
             rows.frozen.zero(buffer)
             self._restarted[parameter] = rows, buffer
 
-    def _step_group(self, group: dict[str, Any], rows: dict[nn.Parameter, Rows]) -> None:
+    def _state_names(self, group: dict[str, Any]) -> tuple[str, ...]:
+        """The states that a step of this group reads."""
+        raise NotImplementedError
+
+    def _begin(self, parameter: nn.Parameter, group: dict[str, Any]) -> bool:
+        """Give a parameter the states that it lacks; whether its first step is another one."""
+        raise NotImplementedError
+
+    def _step_batch(self, group: dict[str, Any], batch: Batch, gradients: list[Tensor]) -> None:
         raise NotImplementedError
 
 
-def gradient_of(parameter: nn.Parameter) -> Tensor | None:
-    """The gradient, which must not be sparse."""
-    gradient = parameter.grad
-    if gradient is not None and gradient.layout != torch.strided:
+def check_gradient(gradient: Tensor) -> None:
+    """Raise for a sparse gradient."""
+    if gradient.layout != torch.strided:
         raise RuntimeError(
             f"grad: expected a dense gradient, got layout {gradient.layout}; make the embedding "
             "with sparse=False, or give its weight to torch.optim.SparseAdam"
         )
-    return gradient
-
-
-def key_of(parameter: nn.Parameter) -> Key:
-    """What the parameters of one operator call have in common."""
-    return parameter.device, parameter.dtype, type(parameter) in _PLAIN
-
-
-def as_real(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Complex tensors as real ones with one more dimension, others as they are."""
-    if tensors[0].is_complex():
-        return tuple(torch.view_as_real(tensor) for tensor in tensors)
-    return tensors
 
 
 def operator_for(name: str, key: Key) -> Callable[..., None]:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from neq_kernels import planner
-from neq_kernels.convert import convert, converted_layers, get_active, revert, set_active
+from neq_kernels.convert import all_active, convert, converted_layers, revert
 from neq_kernels.equilibrium.undisturbed import undisturbed, unwrapped
 from neq_kernels.example import outputs_with_graph
 from neq_kernels.gradients import Needed
@@ -58,7 +58,7 @@ def profile(
                 "neurons has no weight gradient to measure"
             )
     model = unwrapped(model)
-    with _all_active(model):
+    with _converted(model):
         calls = capture(model, example_input)
         if not any(calls.values()):
             raise ValueError(
@@ -126,19 +126,18 @@ def _layer(name: str, kind: str, share: float, calls: Sequence[LayerTime]) -> La
 
 
 @contextmanager
-def _all_active(model: nn.Module) -> Iterator[None]:
+def _converted(model: nn.Module) -> Iterator[None]:
     """Everything converted and active inside, and as it was afterwards."""
-    before = get_active(model)
-    if not before:
-        convert(model)
+    if converted_layers(model):
+        with all_active(model):
+            yield
+        return
+    convert(model)
     try:
-        set_active(model, dict.fromkeys(converted_layers(model)))
-        yield
+        with all_active(model):
+            yield
     finally:
-        if before:
-            set_active(model, before)
-        else:
-            revert(model)
+        revert(model)
 
 
 def _step(model: nn.Module, example_input: Any, device: torch.device) -> tuple[float, float]:

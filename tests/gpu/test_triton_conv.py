@@ -16,6 +16,7 @@ from neq_kernels import reference
 from neq_kernels.active import lists
 
 pytest.importorskip("triton")
+from neq_kernels.kernels import conv
 from neq_kernels.kernels import conv_wgrad as kernel
 from neq_kernels.kernels.configuration import Configuration, Tile
 from neq_kernels.kernels.conv import Options, conv_backward, conv_wgrad
@@ -46,6 +47,12 @@ def few(monkeypatch):
     """Columns of one tap from so few channels on that small problems have both kinds of columns."""
     monkeypatch.setattr(kernel, "_FLAT_BELOW", 8)
     monkeypatch.setattr(kernel, "_NARROW", 6)
+    plans = (conv.form_of.made, conv._wgrad_plan.made)
+    for made in plans:
+        made.clear()
+    yield
+    for made in plans:
+        made.clear()
 
 
 @dataclass(frozen=True)
@@ -337,6 +344,15 @@ def test_what_cannot_be_right_is_refused(wrong, groups, error, message, triton_d
     channels = active([1], 19, triton_device)
     with pytest.raises(error, match=message):
         conv_backward(*operands, channels, True, *case.window[:3], groups)
+
+
+def test_an_index_from_elsewhere_is_refused(triton_device):
+    case = by_name["few-channels"]
+    operands = case.operands(triton_device)
+    channels = active([1], 19, triton_device)
+    channels = replace(channels, padded=channels.padded.to("meta"))
+    with pytest.raises(ValueError, match=r"dy, x, index: expected one device, got .* and meta; mo"):
+        conv_backward(*operands, channels, True, *case.window)
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))

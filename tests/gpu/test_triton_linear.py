@@ -3,6 +3,8 @@
 Runs on a GPU, or interpreted: TRITON_INTERPRET=1 python -m pytest tests/gpu/test_triton_linear.py
 """
 
+from dataclasses import replace
+
 import pytest
 import torch
 from cases import SETS, assert_within, chosen, frozen_of, randn
@@ -255,6 +257,14 @@ def test_what_cannot_be_right_is_refused(wrong, error, message, triton_device):
     dy, x = wrong(*operands(triton_device))
     with pytest.raises(error, match=message):
         linear_wgrad(dy, x, active([1], 37, triton_device), True, False)
+
+
+def test_an_index_from_elsewhere_is_refused(triton_device):
+    dy, x = operands(triton_device)
+    channels = active([1], 37, triton_device)
+    channels = replace(channels, padded=channels.padded.to("meta"))
+    with pytest.raises(ValueError, match=r"dy, x, index: expected one device, got .* and meta; mo"):
+        linear_wgrad(dy, x, channels, True, False)
 
 
 def test_a_weight_of_another_layer_is_refused(triton_device):

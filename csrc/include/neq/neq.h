@@ -273,20 +273,21 @@ NEQ_API neq_status neq_depthwise_wgrad_cuda(const neq_tensor* dy, const neq_tens
  * with i and j as neq_window says, and db[i] = sum over n, p, q of dy[n, index[i], p, q]. Made for
  * few active channels: the work is that of `width` rows, not of whole vectors of them.
  *
- * dy is [N, O, *out], x [N, C, *in], dw [width, C, *kernel], each with one or two spatial dimensions
- * and any strides. `index` lists the `width` active channels, rising strictly, and may end in a run
- * of -1 (padding), whose rows become zero. db is [width], contiguous, or NULL. Sums are taken in
- * fp32 (fp64 for fp64), in an order that depends on the sizes and strides alone. Values that are not
- * finite spoil their channel's row (of dy) or column (of x), perhaps in more places than they touch.
+ * dy is [N, O, *out], x [N, C, *in], dw [width, C, *kernel], each with one or two spatial
+ * dimensions and any strides. `index` lists the `width` active channels, rising strictly, and may
+ * end in a run of -1 (padding), whose rows become zero. db is [width], contiguous, or NULL. Sums
+ * are taken in fp32 (fp64 for fp64), in an order that depends on the sizes and strides alone.
+ * Values that are not finite spoil their channel's row (of dy) or column (of x), perhaps in more
+ * places than they touch.
  *
  * `scratch` needs what neq_conv_wgrad_cpu_scratch says for the same arguments, or is refused.
  */
 NEQ_API int64_t neq_conv_wgrad_cpu_scratch(const neq_tensor* dy, const neq_tensor* x, int64_t width,
                                            const neq_window* window, const neq_tensor* dw);
 NEQ_API neq_status neq_conv_wgrad_cpu(const neq_tensor* dy, const neq_tensor* x,
-                                      const int32_t* index, int64_t width,
-                                      const neq_window* window, const neq_tensor* dw, void* db,
-                                      neq_scratch scratch, const neq_parallel* parallel);
+                                      const int32_t* index, int64_t width, const neq_window* window,
+                                      const neq_tensor* dw, void* db, neq_scratch scratch,
+                                      const neq_parallel* parallel);
 
 #ifdef __cplusplus
 }

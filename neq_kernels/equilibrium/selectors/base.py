@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -73,9 +74,12 @@ class Velocity:
         return {name: self._moving(layer) for name, layer in scores.items()}
 
     def _moving(self, layer: Scores) -> Tensor:
-        # The least number above epsilon: what is below it is at most epsilon.
-        bound = math.nextafter(self.epsilon, math.inf) if layer.inclusive else self.epsilon
-        return moving(layer.velocity, bound)
+        if not layer.inclusive:
+            return moving(layer.velocity, self.epsilon)
+        # The least number above epsilon: what is below it is at most epsilon. A denormal one would
+        # be zero where torch.set_flush_denormal is on.
+        above = max(math.nextafter(self.epsilon, math.inf), sys.float_info.min)
+        return moving(layer.velocity, above)
 
     def state_dict(self) -> dict[str, Any]:
         return {"epsilon": self.epsilon}
