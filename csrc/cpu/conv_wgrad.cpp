@@ -22,7 +22,10 @@ namespace {
 
 char* end_of(const neq_tensor& tensor) noexcept {
   int64_t last = 0;
-  for (int32_t d = 0; d < tensor.ndim; ++d) last += (tensor.size[d] - 1) * tensor.stride[d];
+  for (int32_t d = 0; d < tensor.ndim; ++d) {
+    if (tensor.size[d] == 0) return static_cast<char*>(tensor.data);
+    last += (tensor.size[d] - 1) * tensor.stride[d];
+  }
   return static_cast<char*>(tensor.data) + (last + 1) * element_bytes(tensor.dtype);
 }
 
@@ -31,6 +34,8 @@ struct Range {
   int64_t begin;
   int64_t end;
   int64_t first;
+
+  bool empty() const noexcept { return begin == end; }
 
   static Range of(const Axis& axis, int64_t phase, int64_t pitch) noexcept {
     const int64_t before = axis.padding - phase;  // steps * stride - before is the place in x
@@ -89,7 +94,8 @@ class Task {
     if (to > from) std::memset(tile + from * call_.scalar, 0, (to - from) * call_.scalar);
   }
 
-  // `samples` planes behind each other, of which the steps of both ranges come from `source`.
+  // `samples` planes behind each other, of which the steps of both ranges come from `source`; there
+  // are some. What lies before the first is never written, and zero since the tile was cleared.
   void stage_planes(char* tile, const char* source, const char* readable, int64_t sample_stride,
                     const int64_t* step, const Range& tall, const Range& wide,
                     int64_t samples) const noexcept {
@@ -98,19 +104,16 @@ class Task {
     int64_t rows = tall.end - tall.begin;
     int64_t length = wide.end - wide.begin;
     int64_t gap = pitch - length;
-    zero(tile, 0, rows && length ? start : samples * call_.plane);
-    if (rows && length) {
-      int64_t row = pitch;
-      if (gap == 0 && step[1] == 1 && step[0] == length) {  // rows lie together, here and there
-        length *= rows;
-        row = length;
-        rows = 1;
-      }
-      const depthwise::Place place = {call_.plane, row, gap, call_.plane - rows * row};
-      const depthwise::Rows from = {
-          source, {sample_stride, step[0], step[1]}, samples, rows, length, readable};
-      call_.staging->stage(tile + start * call_.scalar, place, from);
+    int64_t row = pitch;
+    if (gap == 0 && step[1] == 1 && step[0] == length) {  // rows lie together, here and there
+      length *= rows;
+      row = length;
+      rows = 1;
     }
+    const depthwise::Place place = {call_.plane, row, gap, call_.plane - rows * row};
+    const depthwise::Rows from = {source,  {sample_stride, step[0], step[1]}, samples, rows, length,
+                                  readable};
+    call_.staging->stage(tile + start * call_.scalar, place, from);
   }
 
   void stage_rows(int64_t n, int64_t samples) const noexcept {
@@ -133,10 +136,12 @@ class Task {
       const int64_t b = phase % call_.steps[1].phases;
       const Range tall = Range::of(c_.axis[0], a, call_.steps[0].pitch);
       const Range wide = Range::of(c_.axis[1], b, call_.steps[1].pitch);
+      char* const tile = columns_ + phase * call_.column * call_.scalar;
+      // Where nothing begins may be no address at all.
+      if (tall.empty() || wide.empty()) continue;
       const int64_t first = n * c_.x.batch + channel * c_.x.channel + tall.first * c_.x.axis[0] +
                             wide.first * c_.x.axis[1];
       const char* const source = call_.x + first * call_.element;
-      char* const tile = columns_ + phase * call_.column * call_.scalar;
       if (side_by_side) {
         turn_planes(tile, source, tall, wide, samples, channels);
       } else {
@@ -155,8 +160,7 @@ class Task {
   int64_t channel_bytes() const noexcept { return call_.phases() * call_.column * call_.scalar; }
 
   // stage_planes for neighbouring channels that lie side by side. A vector's lanes are positions of
-  // a row; those too many are made zero again before the next row comes. What is never written is
-  // zero since the tile was cleared.
+  // a row; those too many are made zero again before the next row comes.
   void turn_planes(char* tile, const char* source, const Range& tall, const Range& wide,
                    int64_t samples, int64_t channels) const noexcept {
     constexpr int64_t kMost = 64;
@@ -257,19 +261,21 @@ void store_row(const Outputs& out, int64_t i) noexcept {
   const Call& call = *out.call;
   const Convolution& c = call.convolution;
   const int64_t blocks = i < call.count && !c.empty() ? call.sample_blocks : 0;
-  const auto* partial = reinterpret_cast<const Scalar*>(call.partial) + i * call.columns;
-  const int64_t block = call.width * call.columns;
+  const auto* partial = reinterpret_cast<const Scalar*>(call.partial);
   const auto sum = [&](int64_t column) {
     Scalar total = 0;
-    for (int64_t b = 0; b < blocks; ++b) total += partial[b * block + column];
+    for (int64_t b = 0; b < blocks; ++b) {
+      total += partial[(b * call.width + i) * call.columns + column];
+    }
     return Element::store(total);
   };
-  auto* dw = reinterpret_cast<Storage*>(out.dw) + i * c.dw.batch;
+  auto* dw = reinterpret_cast<Storage*>(out.dw);
   int64_t column = 0;
   for (int64_t channel = 0; channel < c.inputs; ++channel) {
     for (int64_t r = 0; r < c.axis[0].kernel; ++r) {
       for (int64_t s = 0; s < c.axis[1].kernel; ++s) {
-        dw[channel * c.dw.channel + r * c.dw.axis[0] + s * c.dw.axis[1]] = sum(column++);
+        dw[i * c.dw.batch + channel * c.dw.channel + r * c.dw.axis[0] + s * c.dw.axis[1]] =
+            sum(column++);
       }
     }
   }
@@ -329,7 +335,7 @@ neq_status neq_conv_wgrad_cpu(const neq_tensor* dy, const neq_tensor* x, const i
     call.dy = static_cast<const char*>(dy->data);
     call.x = static_cast<const char*>(x->data);
     call.dy_end = end_of(*dy);
-    call.x_end = x->size[1] > 0 ? end_of(*x) : call.x;
+    call.x_end = end_of(*x);
     call.index = index;
     char* const at = static_cast<char*>(scratch.data);
     call.partial = at + (-reinterpret_cast<uintptr_t>(at) & (neq::depthwise::kCacheLine - 1));

@@ -46,7 +46,7 @@ void check_shapes() {
   std::mt19937 random(7);
   std::vector<Shape> shapes = depthwise_shapes();
   for (const Order order : {kPlanes, kLast, kMixed}) {
-    shapes.push_back({1, 3, 1, {9, 20}, {7, 7}, {1, 1}, {3, 3}, {1, 1}, order});
+    shapes.push_back({1, 3, 3, {9, 20}, {7, 7}, {1, 1}, {3, 3}, {1, 1}, order});
     shapes.push_back({1, 1, 1, {2, 600}, {3, 3}, {1, 1}, {1, 1}, {1, 1}, order});
   }
   for (const Shape& shape : shapes) {
@@ -60,7 +60,7 @@ void check_shapes() {
 void check_orders() {
   std::mt19937 random(9);
   for (const Order order : {kPlanes, kLast, kMixed}) {
-    const Problem problem({20, 5, 1, {12, 10}, {4, 3}, {1, 1}, {1, 1}, {1, 1}, order}, NEQ_F32,
+    const Problem problem({20, 5, 5, {12, 10}, {4, 3}, {1, 1}, {1, 1}, {1, 1}, order}, NEQ_F32,
                           random);
     const std::vector<int32_t> index = {1, 4, -1};
     for (const int multiprocessors : {1, 132}) {
@@ -79,7 +79,7 @@ void check_orders() {
 // Without db, the same dw.
 void check_without_bias() {
   std::mt19937 random(3);
-  const Problem problem({2, 6, 1, {5, 5}, {3, 3}, {1, 1}, {1, 1}, {1, 1}, kPlanes}, NEQ_F16,
+  const Problem problem({2, 6, 6, {5, 5}, {3, 3}, {1, 1}, {1, 1}, {1, 1}, kPlanes}, NEQ_F16,
                         random);
   const std::vector<int32_t> index = {0, 3};
   const Result both = compute(problem, index);
@@ -92,7 +92,7 @@ void check_without_bias() {
 void check_index_out_of_range() {
   std::mt19937 random(3);
   for (const Order order : {kPlanes, kLast}) {
-    const Problem problem({2, 6, 1, {5, 5}, {3, 3}, {1, 1}, {1, 1}, {1, 1}, order}, NEQ_F32,
+    const Problem problem({2, 6, 6, {5, 5}, {3, 3}, {1, 1}, {1, 1}, {1, 1}, order}, NEQ_F32,
                           random);
     check_result(problem, {1, 4}, compute(problem, {1, 4, 6, INT32_MAX, INT32_MIN}));
     check_result(problem, {}, compute(problem, {-7}));
