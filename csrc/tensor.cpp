@@ -80,4 +80,13 @@ neq_status check_scratch(neq_scratch scratch, int64_t bytes) noexcept {
   return NEQ_OK;
 }
 
+char* end_of(const neq_tensor& tensor) noexcept {
+  int64_t last = 0;
+  for (int32_t d = 0; d < tensor.ndim; ++d) {
+    if (tensor.size[d] == 0) return static_cast<char*>(tensor.data);
+    last += (tensor.size[d] - 1) * tensor.stride[d];
+  }
+  return static_cast<char*>(tensor.data) + (last + 1) * element_bytes(tensor.dtype);
+}
+
 }  // namespace neq

@@ -29,4 +29,7 @@ neq_status check_own_memory(const char* name, const neq_tensor& tensor) noexcept
 // At least `bytes` of it, where a double may lie.
 neq_status check_scratch(neq_scratch scratch, int64_t bytes) noexcept;
 
+// Behind its last element; where an empty one lies.
+char* end_of(const neq_tensor& tensor) noexcept;
+
 }  // namespace neq

@@ -20,15 +20,6 @@
 namespace neq::conv {
 namespace {
 
-char* end_of(const neq_tensor& tensor) noexcept {
-  int64_t last = 0;
-  for (int32_t d = 0; d < tensor.ndim; ++d) {
-    if (tensor.size[d] == 0) return static_cast<char*>(tensor.data);
-    last += (tensor.size[d] - 1) * tensor.stride[d];
-  }
-  return static_cast<char*>(tensor.data) + (last + 1) * element_bytes(tensor.dtype);
-}
-
 // Which steps of a phase lie in x, and the first of them in it.
 struct Range {
   int64_t begin;
@@ -334,8 +325,8 @@ neq_status neq_conv_wgrad_cpu(const neq_tensor* dy, const neq_tensor* x, const i
   if (call.scratch_bytes() > 0 && call.count > 0) {
     call.dy = static_cast<const char*>(dy->data);
     call.x = static_cast<const char*>(x->data);
-    call.dy_end = end_of(*dy);
-    call.x_end = end_of(*x);
+    call.dy_end = neq::end_of(*dy);
+    call.x_end = neq::end_of(*x);
     call.index = index;
     char* const at = static_cast<char*>(scratch.data);
     call.partial = at + (-reinterpret_cast<uintptr_t>(at) & (neq::depthwise::kCacheLine - 1));

@@ -71,15 +71,6 @@ neq_status prepare(const neq_tensor* dy, const neq_tensor* x, int64_t width,
   return NEQ_OK;
 }
 
-char* end_of(const neq_tensor& tensor) noexcept {
-  int64_t last = 0;
-  for (int32_t d = 0; d < tensor.ndim; ++d) {
-    if (tensor.size[d] == 0) return static_cast<char*>(tensor.data);
-    last += (tensor.size[d] - 1) * tensor.stride[d];
-  }
-  return static_cast<char*>(tensor.data) + (last + 1) * element_bytes(tensor.dtype);
-}
-
 // Which channels get the lanes, or where they are.
 void place_channels(const Convolution& c, const int32_t* index, char* memory,
                     LanePlan* plan) noexcept {
