@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -74,12 +73,10 @@ class Velocity:
         return {name: self._moving(layer) for name, layer in scores.items()}
 
     def _moving(self, layer: Scores) -> Tensor:
-        if not layer.inclusive:
-            return moving(layer.velocity, self.epsilon)
-        # The least number above epsilon: what is below it is at most epsilon. A denormal one would
-        # be zero where torch.set_flush_denormal is on.
-        above = max(math.nextafter(self.epsilon, math.inf), sys.float_info.min)
-        return moving(layer.velocity, above)
+        if layer.inclusive:
+            # Not by the least number above epsilon: a denormal one is zero where they are flushed.
+            return layer.velocity.abs() > self.epsilon
+        return moving(layer.velocity, self.epsilon)
 
     def state_dict(self) -> dict[str, Any]:
         return {"epsilon": self.epsilon}
