@@ -20,12 +20,11 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-import neq_kernels as neq
 from examples import evidence_report
 from examples.evidence_report import PAPERS_SETUP
 from examples.experiments.digits import recipe
 from examples.experiments.loading import training_batches
-from examples.experiments.methods import Method
+from examples.experiments.methods import METHODS, Method
 from examples.experiments.stopwatch import Stopwatch
 from examples.experiments.table import Result, result
 from examples.experiments.trainer import How, Run, Settings
@@ -105,9 +104,8 @@ def _arms() -> Iterator[tuple[str, float | None, str]]:
     yield "dense", None, "all"
     yield "neq", 1e-3, "all"
     yield "random", None, "all"
-    if hasattr(neq.selectors, "TimeBudget"):
-        for speedup in SPEEDUPS:
-            yield "time", speedup, "all"
+    for speedup in SPEEDUPS:
+        yield "time", speedup, "all"
     yield "neq", 5e-3, "all"
     yield "neq", 5e-3, "active"
     yield "budget", PARAMETER_BUDGET, "all"
@@ -181,6 +179,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--networks", nargs="+", choices=("resnet", "vit"), default=["resnet", "vit"]
     )
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--epochs", type=int, help="of every run")
     parser.add_argument("--report", action="store_true", help="run nothing more")
     parser.add_argument("--output-dir", type=Path, default=Path("runs/evidence"))
@@ -193,8 +192,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     done = read(path)
     if not arguments.report:
         known = {one.job.key for one in done}
-        wanted = [job for job in jobs(arguments.seeds) if job.network in arguments.networks]
-        for job in tqdm([job for job in wanted if job.key not in known], unit="run"):
+        wanted = [
+            job
+            for job in jobs(arguments.seeds)
+            if job.network in arguments.networks
+            and job.method in arguments.methods
+            and job.key not in known
+        ]
+        for job in tqdm(wanted, unit="run"):
             done.append(run(job, done, arguments.epochs))
             append(path, done[-1])
     print(evidence_report.write(arguments.output_dir, done))

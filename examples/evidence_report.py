@@ -31,7 +31,7 @@ FAMILIES = {
     "time": ("TimeBudget", "#CC79A7", "P"),
 }
 CAPTION = """\
-scikit-learn's 1,797 digits, 360 of them for testing, at 16 x 16 pixels; ResNet-32: 12
+scikit-learn's 1,797 digits, 360 of them for testing, at 16 x 16 pixels; ResNet-32: 24
 epochs, batch 128; ViT: 20 epochs, batch 32, gradients clipped at 1. The learning rate falls to a
 tenth after 40 and 60 % of them. Mean and standard deviation over seeds.
 *frozen*: share of all neurons, mean over the epochs and in the last. *paper*, *wgrad*, *backward*:
