@@ -16,10 +16,12 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, astuple, dataclass, fields, replace
 from pathlib import Path
+from statistics import mean
 
 import torch
 from tqdm import tqdm
 
+import neq_kernels as neq
 from examples import evidence_report
 from examples.evidence_report import PAPERS_SETUP
 from examples.experiments.digits import recipe
@@ -70,11 +72,15 @@ class Job:
 
 @dataclass(frozen=True)
 class Finished:
-    """``dense_ms``: the backward of a dense twin, timed in turns with the run's own."""
+    """``dense_ms``: the backward of a dense twin, timed in turns with the run's own.
+    ``predicted_ms`` and ``reached_ms``: of TimeBudget, means over the epochs it chose.
+    """
 
     job: Job
     result: Result
     dense_ms: float
+    predicted_ms: float | None = None
+    reached_ms: float | None = None
 
 
 class Twin:
@@ -135,7 +141,17 @@ def run(job: Job, done: Sequence[Finished], epochs: int | None) -> Finished:
         training = Run(chosen, method, Settings(seed=job.seed), Path(), Path(folder), how)
         twin = Twin(training)
         training.train(twin.step)
-        return Finished(job, result(training), twin.watch.milliseconds())
+        return Finished(
+            job, result(training), twin.watch.milliseconds(), *_predicted(training.tracker)
+        )
+
+
+def _predicted(tracker: neq.Equilibrium | None) -> tuple[float, float] | tuple[()]:
+    noted = [] if tracker is None else [epoch.values for epoch in tracker.history]
+    chosen = [v for v in noted if "predicted_ms" in v and "backward_ms" in v]
+    if not chosen:
+        return ()
+    return mean(v["predicted_ms"] for v in chosen), mean(v["backward_ms"] for v in chosen)
 
 
 def _own_budget(job: Job, done: Sequence[Finished]) -> float:
@@ -163,7 +179,11 @@ def _parsed(line: dict[str, str]) -> Finished:
         decay=line["decay"] == "True",
     )
     numbers = {f.name: float(line[f.name]) for f in fields(Result) if f.name != "seed"}
-    return Finished(job, Result(seed=job.seed, **numbers), float(line["dense_ms"]))
+    times = [
+        float(line[name]) if line.get(name) else None
+        for name in ("dense_ms", "predicted_ms", "reached_ms")
+    ]
+    return Finished(job, Result(seed=job.seed, **numbers), *times)
 
 
 def append(path: Path, finished: Finished) -> None:
@@ -171,6 +191,8 @@ def append(path: Path, finished: Finished) -> None:
         **asdict(finished.job),
         **asdict(finished.result),
         "dense_ms": finished.dense_ms,
+        "predicted_ms": finished.predicted_ms,
+        "reached_ms": finished.reached_ms,
     }
     fresh = not path.exists()
     with path.open("a", newline="") as file:
