@@ -18,6 +18,8 @@ from examples.figure import STYLE
 if TYPE_CHECKING:
     from examples.evidence import Finished
 
+# Of markers in the figure, in points, by epsilon.
+SIZES = {1e-4: 5, 1e-3: 9, 5e-3: 14}
 PAPERS_SETUP = (0.9, True)
 NETWORKS = {"resnet": "ResNet-32", "vit": "small ViT"}
 OPTIMIZERS = {"sgd": "SGD", "adamw": "AdamW"}
@@ -52,7 +54,7 @@ def write(folder: Path, done: Sequence[Finished]) -> str:
     arms = compared(done)
     if not arms:
         raise ValueError(f"expected a dense run in {folder}/runs.csv to compare with, got none")
-    text = "\n".join([CAPTION, *_tables(arms), _setups(done)])
+    text = "\n".join([CAPTION, *_tables(arms), *_predictions(arms), _setups(done)])
     (folder / "evidence.md").write_text(text)
     figure(folder / "evidence.png", arms)
     return text
@@ -75,6 +77,9 @@ class Arm:
         self.wgrad = share(lambda run: run.result.wgrad)
         self.backward = share(lambda run: run.result.backward)
         self.times = [100 * run.result.backward_ms / run.dense_ms for run in runs]
+        # Only TimeBudget predicts.
+        self.predicted = [run.dense_ms / run.predicted_ms for run in runs if run.predicted_ms]
+        self.reached = [run.dense_ms / run.reached_ms for run in runs if run.reached_ms]
 
     @property
     def family(self) -> str:
@@ -89,8 +94,11 @@ class Arm:
 
     @property
     def accuracy(self) -> str:
-        spread = f" ± {stdev(self.accuracies):.2f}" if len(self.accuracies) > 1 else ""
-        return f"{mean(self.accuracies):.2f}{spread}"
+        return _spread(self.accuracies)
+
+
+def _spread(values: Sequence[float]) -> str:
+    return f"{mean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
 
 
 def compared(done: Sequence[Finished]) -> list[Arm]:
@@ -137,6 +145,25 @@ def _tables(arms: Sequence[Arm]) -> list[str]:
     return lines
 
 
+def _predictions(arms: Sequence[Arm]) -> list[str]:
+    """What TimeBudget was asked for, expected and reached, in the epochs it chose for."""
+    chosen = [arm for arm in arms if arm.predicted]
+    if not chosen:
+        return []
+    return [
+        "## TimeBudget: times faster than dense, in the epochs it chose for",
+        "",
+        "| | | seeds | wanted | predicted | measured |",
+        "|---|---|---|---|---|---|",
+        *(
+            f"| {NETWORKS[arm.job.network]} | {OPTIMIZERS[arm.job.optimizer]} | {len(arm.seeds)} "
+            f"| {arm.job.value:g} | {_spread(arm.predicted)} | {_spread(arm.reached)} |"
+            for arm in chosen
+        ),
+        "",
+    ]
+
+
 def _setups(done: Sequence[Finished]) -> str:
     """NEq at 1e-3 under SGD, by momentum and decay."""
     groups: dict[tuple[str, float, bool], list[Finished]] = defaultdict(list)
@@ -180,8 +207,8 @@ def figure(path: Path, arms: Sequence[Arm]) -> None:
             handles.values(), handles, loc="outside lower center", ncols=3, frameon=False
         )
         picture.suptitle(
-            f"Digits: accuracy against time in the backward ({seeds} seed{'s' * (seeds > 1)}; "
-            "beside each point: epsilon, share or wanted speed-up)",
+            f"Digits: accuracy against time in the backward ({seeds} seed{'s' * (seeds > 1)}); "
+            "NEq's markers grow with epsilon: 1e-4, 1e-3, 5e-3",
             x=0.01, ha="left", fontsize=15,
         )  # fmt: skip
         picture.savefig(path, dpi=110)
@@ -196,15 +223,19 @@ def _panel(panel: Axes, arms: Sequence[Arm]) -> None:
         accuracies = [mean(arm.accuracies) for arm in members]
         spread = [stdev(arm.accuracies) if len(arm.accuracies) > 1 else 0.0 for arm in members]
         panel.errorbar(
-            times, accuracies, spread, color=color, marker=marker, markersize=9, capsize=3,
+            times, accuracies, spread, color=color, capsize=3, marker=marker, markersize=8,
             linestyle="-" if family.startswith("neq") else "none", label=name,
         )  # fmt: skip
         for arm, time, accuracy in zip(members, times, accuracies, strict=True):
-            if arm.job.method not in ("dense", "random"):
+            if arm.job.method == "neq":
+                size = SIZES.get(arm.job.value or 0.0, 8)
+                panel.plot(time, accuracy, color=color, marker=marker, markersize=size)
+            if arm.job.method == "time":
                 panel.annotate(
-                    f"{arm.job.value:g}", (time, accuracy), xytext=(7, 6),
+                    f"{arm.job.value:g}x", (time, accuracy), xytext=(7, 6),
                     textcoords="offset points", color=color, fontsize=11,
                 )  # fmt: skip
+    panel.margins(x=0.08)
     panel.axvline(100, color="#999999", linewidth=1, linestyle=":")
     panel.set_xlabel("backward, % of dense time")
     panel.set_ylabel("test accuracy, %")

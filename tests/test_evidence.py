@@ -99,6 +99,17 @@ def test_report_compares_with_dense_runs_of_the_same_seed(tmp_path):
     assert "| NEq 0.001 | 1 | 90.00 | 50.0 | 90.0 | 100.0 | 100.0 | 100.0 | 75 |" in text
 
 
+def test_report_sets_what_was_predicted_beside_what_was_measured(tmp_path):
+    dense = Job(1, "resnet", "sgd", "dense", None)
+    one = finished(replace(dense, method="time", value=2.0))
+    for run in (finished(dense), replace(one, predicted_ms=20.0, reached_ms=25.0)):
+        evidence.append(tmp_path / "runs.csv", run)
+    evidence.main(["--report", "--output-dir", str(tmp_path)])
+    assert evidence.read(tmp_path / "runs.csv")[1].reached_ms == 25.0
+    text = (tmp_path / "evidence.md").read_text()
+    assert "| ResNet-32 | SGD | 1 | 2 | 2.00 | 1.60 |" in text
+
+
 def test_without_a_dense_run_there_is_nothing_to_compare(tmp_path):
     evidence.append(tmp_path / "runs.csv", finished(Job(1, "vit", "sgd", "neq", 1e-3)))
     with pytest.raises(ValueError, match="expected a dense run"):

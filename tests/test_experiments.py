@@ -78,7 +78,7 @@ def test_every_method_trains(cifar, tmp_path, method, frozen):
 def test_a_wanted_time_trains(cifar, tmp_path, deterministic):
     torch.use_deterministic_algorithms(deterministic)
     recipe = tiny_cifar(epochs=3)
-    training = Run(recipe, Method("time", 1.5), Settings(), cifar, tmp_path)
+    training = Run(recipe, Method("time", 1.0), Settings(), cifar, tmp_path)
     rows = training.train()
     tracker = training.tracker
     assert tracker.selector.calibrate is not deterministic
@@ -87,7 +87,7 @@ def test_a_wanted_time_trains(cifar, tmp_path, deterministic):
         {"top1", "backward_ms"}, *[{"top1", "backward_ms", "predicted_ms"}] * 2, {"predicted_ms"},
     ]  # fmt: skip
     assert [values.get("backward_ms") for values in noted[:3]] == [r["backward_ms"] for r in rows]
-    resumed = Run(recipe, Method("time", 1.5), Settings(), cifar, tmp_path)
+    resumed = Run(recipe, Method("time", 1.0), Settings(), cifar, tmp_path)
     assert resumed.tracker.selector.prediction == tracker.selector.prediction
 
 
