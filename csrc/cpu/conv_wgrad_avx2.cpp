@@ -15,8 +15,11 @@ struct Floats {
   using Scalar = float;
   using Vector = __m256;
   static constexpr int64_t kLanes = 8;
+  static constexpr int64_t kRegisters = 16;
+  static constexpr int64_t kRows = 4;
   NEQ_AVX2_INLINE static __m256 load(const float* from) { return _mm256_loadu_ps(from); }
   NEQ_AVX2_INLINE static __m256 zero() { return _mm256_setzero_ps(); }
+  NEQ_AVX2_INLINE static void keep(__m256& value) { asm("" : "+x"(value)); }
   NEQ_AVX2_INLINE static __m256 fma(__m256 a, __m256 b, __m256 c) {
     return _mm256_fmadd_ps(a, b, c);
   }
@@ -31,8 +34,11 @@ struct Doubles {
   using Scalar = double;
   using Vector = __m256d;
   static constexpr int64_t kLanes = 4;
+  static constexpr int64_t kRegisters = 16;
+  static constexpr int64_t kRows = 4;
   NEQ_AVX2_INLINE static __m256d load(const double* from) { return _mm256_loadu_pd(from); }
   NEQ_AVX2_INLINE static __m256d zero() { return _mm256_setzero_pd(); }
+  NEQ_AVX2_INLINE static void keep(__m256d& value) { asm("" : "+x"(value)); }
   NEQ_AVX2_INLINE static __m256d fma(__m256d a, __m256d b, __m256d c) {
     return _mm256_fmadd_pd(a, b, c);
   }
@@ -44,10 +50,7 @@ struct Doubles {
 
 }  // namespace
 
-// Of 16 registers, 12 for sums.
-const Kernels& avx2_kernels(neq_dtype dtype) noexcept {
-  return kernels_of<Floats, Doubles>(dtype, 4);
-}
+const Kernels& avx2_kernels(neq_dtype dtype) noexcept { return kernels_of<Floats, Doubles>(dtype); }
 
 }  // namespace neq::conv
 

@@ -11,12 +11,22 @@
 namespace neq::conv {
 namespace {
 
+template <class Vector>
+NEQ_AVX512_INLINE void hold(Vector& value) {
+#if !defined(NEQ_EMULATE_AVX512)
+  asm("" : "+v"(value));
+#endif
+}
+
 struct Floats {
   using Scalar = float;
   using Vector = __m512;
   static constexpr int64_t kLanes = 16;
+  static constexpr int64_t kRegisters = 32;
+  static constexpr int64_t kRows = 6;
   NEQ_AVX512_INLINE static __m512 load(const float* from) { return _mm512_loadu_ps(from); }
   NEQ_AVX512_INLINE static __m512 zero() { return _mm512_setzero_ps(); }
+  NEQ_AVX512_INLINE static void keep(__m512& value) { hold(value); }
   NEQ_AVX512_INLINE static __m512 fma(__m512 a, __m512 b, __m512 c) {
     return _mm512_fmadd_ps(a, b, c);
   }
@@ -33,8 +43,11 @@ struct Doubles {
   using Scalar = double;
   using Vector = __m512d;
   static constexpr int64_t kLanes = 8;
+  static constexpr int64_t kRegisters = 32;
+  static constexpr int64_t kRows = 6;
   NEQ_AVX512_INLINE static __m512d load(const double* from) { return _mm512_loadu_pd(from); }
   NEQ_AVX512_INLINE static __m512d zero() { return _mm512_setzero_pd(); }
+  NEQ_AVX512_INLINE static void keep(__m512d& value) { hold(value); }
   NEQ_AVX512_INLINE static __m512d fma(__m512d a, __m512d b, __m512d c) {
     return _mm512_fmadd_pd(a, b, c);
   }
@@ -43,9 +56,8 @@ struct Doubles {
 
 }  // namespace
 
-// Of 32 registers, 24 for sums.
 const Kernels& avx512_kernels(neq_dtype dtype) noexcept {
-  return kernels_of<Floats, Doubles>(dtype, 8);
+  return kernels_of<Floats, Doubles>(dtype);
 }
 
 }  // namespace neq::conv

@@ -6,15 +6,15 @@
 namespace neq::conv {
 namespace {
 
-// Positions staged at a time, if a sample has no more: `kMostRows` rows of dy fill half of a first
-// cache. Channels of x are then staged as far as a part of the second cache takes them.
-constexpr int64_t kPositions = 768;
+// Positions staged at a time, if a sample has no more: adding up the lanes of the sums takes little
+// beside multiplying so many. Channels of x are then staged as far as a part of the second cache
+// takes them.
+constexpr int64_t kPositions = 2048;
 constexpr int64_t kStagedBytes = 192 << 10;
 // A task has at least this many multiplications, unless there is but one.
-constexpr int64_t kTaskWork = 1 << 18;
+constexpr int64_t kTaskWork = 1 << 20;
 constexpr int64_t kMostTasks = 16;
 constexpr int64_t kTaskChannels = 32;
-constexpr int64_t kMostPhases = 64;
 
 const Kernels& best_kernels(neq_dtype dtype) noexcept {
 #if defined(__x86_64__)

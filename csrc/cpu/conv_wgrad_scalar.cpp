@@ -12,11 +12,14 @@ struct Portable {
   using Scalar = T;
   typedef T Vector __attribute__((vector_size(16)));
   static constexpr int64_t kLanes = 16 / sizeof(T);
+  static constexpr int64_t kRegisters = 16;
+  static constexpr int64_t kRows = 4;
   static Vector load(const T* from) noexcept {
     Vector value;
     std::memcpy(&value, from, sizeof value);
     return value;
   }
+  static void keep(Vector&) noexcept {}
   static Vector zero() noexcept { return Vector{}; }
   static Vector fma(Vector a, Vector b, Vector c) noexcept { return a * b + c; }
   static T sum(Vector value) noexcept {
@@ -29,7 +32,7 @@ struct Portable {
 }  // namespace
 
 const Kernels& scalar_kernels(neq_dtype dtype) noexcept {
-  return kernels_of<Portable<float>, Portable<double>>(dtype, 4);
+  return kernels_of<Portable<float>, Portable<double>>(dtype);
 }
 
 }  // namespace neq::conv
