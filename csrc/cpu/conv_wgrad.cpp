@@ -106,14 +106,14 @@ class Task {
       row = length;
       rows = 1;
     }
-    const depthwise::Place place = {call_.plane, row, gap, call_.plane - rows * row};
-    const depthwise::Rows from = {source,  {sample_stride, step[0], step[1]}, samples, rows, length,
-                                  readable};
-    call_.staging->stage(tile + start * call_.scalar, place, from);
+    const staging::Place place = {call_.plane, row, gap, call_.plane - rows * row};
+    const staging::Rows from = {source,  sample_stride, step[0], step[1],
+                                samples, rows,          length,  readable};
+    call_.staging->copy(tile + start * call_.scalar, place, from);
   }
 
   void stage_rows(int64_t n, int64_t samples) const noexcept {
-    const depthwise::Strides& dy = c_.dy;
+    const Strides& dy = c_.dy;
     const Range tall = {0, c_.axis[0].out, 0};
     const Range wide = {0, c_.axis[1].out, 0};
     for (int64_t i = 0; i < call_.count; ++i) {
@@ -173,7 +173,7 @@ class Task {
                                    from + k * step, offsets, std::min(kMost, length - k), channels,
                                    call_.x_end);
         }
-        const int64_t spilled = round_up(length, depthwise::kMaxLanes) - length;
+        const int64_t spilled = round_up(length, staging::kMaxLanes) - length;
         if (spilled == 0) continue;
         for (int64_t k = 0; k < channels; ++k) {
           zero(tile + k * channel_bytes(), at + length, at + length + spilled);
@@ -348,10 +348,9 @@ neq_status neq_conv_wgrad_cpu(const neq_tensor* dy, const neq_tensor* x, const i
     call.dy_end = neq::end_of(*dy);
     call.x_end = neq::end_of(*x);
     call.index = index;
-    char* const at = static_cast<char*>(scratch.data);
-    char* const line = at + (-reinterpret_cast<uintptr_t>(at) & (neq::depthwise::kCacheLine - 1));
-    call.offsets = reinterpret_cast<int64_t*>(line);
-    call.partial = line + call.offset_bytes();
+    char* const at = neq::first_line(static_cast<char*>(scratch.data));
+    call.offsets = reinterpret_cast<int64_t*>(at);
+    call.partial = at + call.offset_bytes();
     call.tiles = call.partial + call.partial_bytes();
     find_offsets(call);
     run(parallel, call.tasks(), 1, run_tasks, &call);

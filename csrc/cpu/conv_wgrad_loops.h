@@ -3,6 +3,7 @@
 // them), kRows (that it is fastest with), load, zero, fma(a, b, c) = a * b + c, sum(Vector), of its
 // lanes, and keep, which makes the compiler hold a vector in a register.
 #include <algorithm>
+#include <array>
 #include <cstdint>
 #include <utility>
 
@@ -12,9 +13,8 @@ namespace neq::conv {
 namespace {
 
 // Registers hold all sums, a vector per column and one of a row.
-template <class V>
-constexpr int64_t columns_beside(int64_t rows) noexcept {
-  return rows > V::kRows ? 0 : std::min(kMostColumns, (V::kRegisters - 1) / (rows + 1));
+constexpr int64_t columns_beside(int64_t rows, int64_t registers) noexcept {
+  return std::min(kMostColumns, (registers - 1) / (rows + 1));
 }
 
 template <class V, int kRows, int kColumns>
@@ -58,41 +58,43 @@ template <class V>
 using Tile = void (*)(typename V::Scalar*, int64_t, const void* const*, const void* const*,
                       int64_t);
 
-template <class V, int kRows, int kColumns>
+// The tile for place `kPlace` of a table of all rows and columns there may be.
+template <class V, int kRegisters, int kPlace>
 constexpr Tile<V> tile() noexcept {
-  if constexpr (kColumns <= columns_beside<V>(kRows)) return multiply_tile<V, kRows, kColumns>;
-  return nullptr;
+  constexpr int kRows = kPlace / kMostColumns + 1;
+  constexpr int kColumns = kPlace % kMostColumns + 1;
+  if constexpr (kColumns > columns_beside(kRows, kRegisters)) return nullptr;
+  return multiply_tile<V, kRows, kColumns>;
 }
 
-template <class V, int... kSizes>
-void multiply_in(std::integer_sequence<int, kSizes...>, typename V::Scalar* sums, int64_t pitch,
-                 const void* const* rows, int64_t row_count, const void* const* columns,
-                 int64_t column_count, int64_t length) {
-  static constexpr Tile<V> kTiles[] = {
-      tile<V, kSizes / kMostColumns + 1, kSizes % kMostColumns + 1>()...};
-  kTiles[(row_count - 1) * kMostColumns + column_count - 1](sums, pitch, rows, columns, length);
+template <class V, int kRegisters, int... kPlaces>
+constexpr std::array<Tile<V>, sizeof...(kPlaces)> tiles(
+    std::integer_sequence<int, kPlaces...>) noexcept {
+  return {tile<V, kRegisters, kPlaces>()...};
 }
 
-template <class V>
+template <class V, int kRegisters, int kRows>
 void multiply(void* sums, int64_t pitch, const void* const* rows, int64_t row_count,
               const void* const* columns, int64_t column_count, int64_t length) {
-  multiply_in<V>(std::make_integer_sequence<int, kMostRows * kMostColumns>(),
-                 static_cast<typename V::Scalar*>(sums), pitch, rows, row_count, columns,
-                 column_count, length);
+  static constexpr auto kTiles =
+      tiles<V, kRegisters>(std::make_integer_sequence<int, kRows * kMostColumns>());
+  kTiles[(row_count - 1) * kMostColumns + column_count - 1](static_cast<typename V::Scalar*>(sums),
+                                                            pitch, rows, columns, length);
 }
 
-template <class V>
+template <class V, int kRegisters, int kRows>
 constexpr Kernels kernels() noexcept {
-  Kernels found = {V::kRows, {}, multiply<V>};
-  for (int64_t row = 0; row < kMostRows; ++row) found.columns[row] = columns_beside<V>(row + 1);
+  static_assert(kRows <= kMostRows);
+  Kernels found = {kRows, {}, multiply<V, kRegisters, kRows>};
+  for (int64_t i = 0; i < kRows; ++i) found.columns[i] = columns_beside(i + 1, kRegisters);
   return found;
 }
 
 // Sums of `V` for float, of `W` for double.
-template <class V, class W>
+template <class V, class W, int kRegisters, int kRows>
 const Kernels& kernels_of(neq_dtype dtype) noexcept {
-  static constexpr Kernels kFloats = kernels<V>();
-  static constexpr Kernels kDoubles = kernels<W>();
+  static constexpr Kernels kFloats = kernels<V, kRegisters, kRows>();
+  static constexpr Kernels kDoubles = kernels<W, kRegisters, kRows>();
   return dtype == NEQ_F64 ? kDoubles : kFloats;
 }
 

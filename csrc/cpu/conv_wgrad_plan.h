@@ -4,15 +4,12 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "cache.h"
 #include "conv_wgrad.h"
-#include "depthwise_convolution.h"
-#include "depthwise_wgrad.h"
+#include "convolution.h"
+#include "staging.h"
 
 namespace neq::conv {
-
-using depthwise::Axis;
-using depthwise::Convolution;
-using depthwise::round_up;
 
 inline constexpr int64_t kMostPhases = 64;
 
@@ -65,7 +62,7 @@ struct Steps {
 struct Call {
   Convolution convolution;
   const Kernels* kernels;
-  const depthwise::Kernels* staging;
+  const staging::Kernels* staging;
   Steps steps[2];
   int64_t element;   // bytes of a tensor's
   int64_t scalar;    // and of a staged one
@@ -93,16 +90,16 @@ struct Call {
   int64_t tasks() const noexcept { return sample_blocks * channel_blocks; }
   int64_t phases() const noexcept { return steps[0].phases * steps[1].phases; }
   int64_t offset_bytes() const noexcept {
-    return round_up(convolution.taps() * int64_t{sizeof(int64_t)}, depthwise::kCacheLine);
+    return round_up(convolution.taps() * int64_t{sizeof(int64_t)}, kCacheLine);
   }
   int64_t partial_bytes() const noexcept {
-    return round_up(sample_blocks * width * columns * scalar, depthwise::kCacheLine);
+    return round_up(sample_blocks * width * columns * scalar, kCacheLine);
   }
   int64_t scratch_bytes() const noexcept {
     // Rounded up to a cache line by as much as the caller's memory may be off one.
     return convolution.empty() || width == 0
                ? 0
-               : offset_bytes() + partial_bytes() + tasks() * tile_bytes + depthwise::kCacheLine;
+               : offset_bytes() + partial_bytes() + tasks() * tile_bytes + kCacheLine;
   }
 };
 
