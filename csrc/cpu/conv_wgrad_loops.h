@@ -54,6 +54,75 @@ NEQ_LOOP void multiply_tile(typename V::Scalar* sums, int64_t pitch, const void*
   }
 }
 
+// Of few sums there are several, for positions in turn: one multiplication would have to wait for
+// the last.
+constexpr int turns(int sums) noexcept { return sums < 8 ? 8 / sums : 1; }
+
+// sum[r][v] += row[r] * vector v of the pixel.
+template <class E, int kRows, int kVectors>
+NEQ_LOOP_INLINE void add_pixel(typename E::Vectors::Vector (&sum)[kRows][kVectors],
+                               const char* pixel, const typename E::Vectors::Scalar* row) {
+  using V = typename E::Vectors;
+  const auto* channels = reinterpret_cast<const typename E::Storage*>(pixel);
+  typename V::Vector x[kVectors];
+#pragma GCC unroll 8
+  for (int v = 0; v < kVectors; ++v) {
+    x[v] = E::load_vector(channels + v * V::kLanes);
+    V::keep(x[v]);
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r) {
+    const typename V::Vector g = V::broadcast(row[r]);
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; ++v) sum[r][v] = V::fma(g, x[v], sum[r][v]);
+  }
+}
+
+template <class E, int kRows, int kVectors>
+NEQ_LOOP void accumulate_tile(typename E::Vectors::Scalar* sums, int64_t pitch,
+                              const typename E::Vectors::Scalar* rows, int64_t row_pitch,
+                              const Run* runs, int64_t run_count, int64_t length, int64_t step) {
+  using V = typename E::Vectors;
+  constexpr int kTurns = turns(kRows * kVectors);
+  typename V::Vector sum[kTurns][kRows][kVectors];
+#pragma GCC unroll 8
+  for (int t = 0; t < kTurns; ++t) {
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 8
+      for (int v = 0; v < kVectors; ++v) sum[t][r][v] = V::zero();
+    }
+  }
+  for (int64_t run = 0; run < run_count; ++run) {
+    const char* pixel = runs[run].x;
+    const auto* row = rows + runs[run].at * row_pitch;
+    int64_t k = 0;
+    for (; k + kTurns <= length; k += kTurns) {
+#pragma GCC unroll 8
+      for (int t = 0; t < kTurns; ++t) {
+        add_pixel<E>(sum[t], pixel, row);
+        pixel += step;
+        row += row_pitch;
+      }
+    }
+    for (; k < length; ++k) {
+      add_pixel<E>(sum[0], pixel, row);
+      pixel += step;
+      row += row_pitch;
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; ++v) {
+      auto* const to = sums + r * pitch + v * V::kLanes;
+#pragma GCC unroll 8
+      for (int t = 1; t < kTurns; ++t) sum[0][r][v] = V::add(sum[0][r][v], sum[t][r][v]);
+      V::store(to, V::add(V::load(to), sum[0][r][v]));
+    }
+  }
+}
+
 template <class V>
 using Tile = void (*)(typename V::Scalar*, int64_t, const void* const*, const void* const*,
                       int64_t);
@@ -82,21 +151,42 @@ void multiply(void* sums, int64_t pitch, const void* const* rows, int64_t row_co
                                                             pitch, rows, columns, length);
 }
 
-template <class V, int kRegisters, int kRows>
-constexpr Kernels kernels() noexcept {
-  static_assert(kRows <= kMostRows);
-  Kernels found = {kRows, {}, multiply<V, kRegisters, kRows>};
-  for (int64_t i = 0; i < kRows; ++i) found.columns[i] = columns_beside(i + 1, kRegisters);
-  return found;
+template <class V>
+using LaneTile = void (*)(typename V::Scalar*, int64_t, const typename V::Scalar*, int64_t,
+                          const Run*, int64_t, int64_t, int64_t);
+
+template <class E, int kVectors, int... kPlaces>
+constexpr std::array<LaneTile<typename E::Vectors>, sizeof...(kPlaces)> lane_tiles(
+    std::integer_sequence<int, kPlaces...>) noexcept {
+  return {accumulate_tile<E, kPlaces / kVectors + 1, kPlaces % kVectors + 1>...};
 }
 
-// Sums of `V` for float, of `W` for double.
-template <class V, class W, int kRegisters, int kRows>
-const Kernels& kernels_of(neq_dtype dtype) noexcept {
-  static constexpr Kernels kFloats = kernels<V, kRegisters, kRows>();
-  static constexpr Kernels kDoubles = kernels<W, kRegisters, kRows>();
-  return dtype == NEQ_F64 ? kDoubles : kFloats;
+template <class E, int kRows, int kVectors>
+void accumulate(void* sums, int64_t pitch, const void* rows, int64_t row_pitch, int64_t row_count,
+                int64_t vector_count, const Run* runs, int64_t run_count, int64_t length,
+                int64_t step) {
+  using Scalar = typename E::Vectors::Scalar;
+  static constexpr auto kTiles =
+      lane_tiles<E, kVectors>(std::make_integer_sequence<int, kRows * kVectors>());
+  kTiles[(row_count - 1) * kVectors + vector_count - 1](static_cast<Scalar*>(sums), pitch,
+                                                        static_cast<const Scalar*>(rows), row_pitch,
+                                                        runs, run_count, length, step);
 }
+
+template <class E, int kRegisters, int kRows>
+constexpr Kernels make_kernels() noexcept {
+  static_assert(kRows <= kMostRows);
+  using V = typename E::Vectors;
+  constexpr int kVectors = columns_beside(kRows, kRegisters);
+  Kernels made = {V::kLanes, kRows,
+                  {},        multiply<V, kRegisters, kRows>,
+                  kVectors,  accumulate<E, kRows, kVectors>};
+  for (int64_t i = 0; i < kRows; ++i) made.columns[i] = columns_beside(i + 1, kRegisters);
+  return made;
+}
+
+template <class E, int kRegisters, int kRows>
+inline constexpr Kernels kKernels = make_kernels<E, kRegisters, kRows>();
 
 }  // namespace
 }  // namespace neq::conv

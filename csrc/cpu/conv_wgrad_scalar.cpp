@@ -1,13 +1,24 @@
-// The portable loop of conv_wgrad.
+// The portable loops of conv_wgrad.
 #include "vectors_scalar.h"
 
 #define NEQ_LOOP
+#define NEQ_LOOP_INLINE inline
 #include "conv_wgrad_loops.h"
 
 namespace neq::conv {
 
 const Kernels& scalar_kernels(neq_dtype dtype) noexcept {
-  return kernels_of<Portable<float>, Portable<double>, 16, 4>(dtype);
+  switch (dtype) {
+    case NEQ_F64:
+      return kKernels<Elements<Double>, 16, 4>;
+    case NEQ_F16:
+      return kKernels<Elements<Half>, 16, 4>;
+    case NEQ_BF16:
+      return kKernels<Elements<BFloat16>, 16, 4>;
+    case NEQ_F32:
+      break;
+  }
+  return kKernels<Elements<Float>, 16, 4>;
 }
 
 }  // namespace neq::conv

@@ -1,7 +1,8 @@
 // Vectors of AVX2 as the loops of several operators use them, for the files of this set alone.
-// V, a vector of sums: Scalar, Vector, kLanes, load, store, zero, add, fma(a, b, c) = a * b + c,
-//   add_to(double*, Vector), sum(Vector), of its lanes, and keep(Vector&), for a register's sake:
-//   the compiler then does not load the vector again where it is used
+// V, a vector of sums: Scalar, Vector, kLanes, load, store, zero, broadcast(Scalar), add,
+//   fma(a, b, c) = a * b + c, add_to(double*, Vector), sum(Vector), of its lanes, and
+//   keep(Vector&), for a register's sake: the compiler then does not load the vector again where it
+//   is used
 // E, an element: Storage, Vectors (its V), load(value) for one of them, load_vector(pointer) for
 //   kLanes neighbours and load_even(pointer) for every other of 2 * kLanes
 #pragma once
@@ -25,6 +26,7 @@ struct Floats {
   NEQ_AVX2_INLINE static void store(float* to, __m256 value) { _mm256_storeu_ps(to, value); }
   NEQ_AVX2_INLINE static void keep(__m256& value) { hold(value); }
   NEQ_AVX2_INLINE static __m256 zero() { return _mm256_setzero_ps(); }
+  NEQ_AVX2_INLINE static __m256 broadcast(float value) { return _mm256_set1_ps(value); }
   NEQ_AVX2_INLINE static __m256 add(__m256 a, __m256 b) { return _mm256_add_ps(a, b); }
   NEQ_AVX2_INLINE static __m256 fma(__m256 a, __m256 b, __m256 c) {
     return _mm256_fmadd_ps(a, b, c);
@@ -50,6 +52,7 @@ struct Doubles {
   NEQ_AVX2_INLINE static void store(double* to, __m256d value) { _mm256_storeu_pd(to, value); }
   NEQ_AVX2_INLINE static void keep(__m256d& value) { hold(value); }
   NEQ_AVX2_INLINE static __m256d zero() { return _mm256_setzero_pd(); }
+  NEQ_AVX2_INLINE static __m256d broadcast(double value) { return _mm256_set1_pd(value); }
   NEQ_AVX2_INLINE static __m256d add(__m256d a, __m256d b) { return _mm256_add_pd(a, b); }
   NEQ_AVX2_INLINE static __m256d fma(__m256d a, __m256d b, __m256d c) {
     return _mm256_fmadd_pd(a, b, c);

@@ -1,7 +1,8 @@
 // Vectors of AVX-512 as the loops of several operators use them, for the files of this set alone.
-// V, a vector of sums: Scalar, Vector, kLanes, load, store, zero, add, fma(a, b, c) = a * b + c,
-//   add_to(double*, Vector), sum(Vector), of its lanes, and keep(Vector&), for a register's sake:
-//   the compiler then does not load the vector again where it is used
+// V, a vector of sums: Scalar, Vector, kLanes, load, store, zero, broadcast(Scalar), add,
+//   fma(a, b, c) = a * b + c, add_to(double*, Vector), sum(Vector), of its lanes, and
+//   keep(Vector&), for a register's sake: the compiler then does not load the vector again where it
+//   is used
 // E, an element: Storage, Vectors (its V), load(value) for one of them, load_vector(pointer) for
 //   kLanes neighbours and load_even(pointer) for every other of 2 * kLanes
 #pragma once
@@ -31,6 +32,7 @@ struct Floats {
   NEQ_AVX512_INLINE static void store(float* to, __m512 value) { _mm512_storeu_ps(to, value); }
   NEQ_AVX512_INLINE static void keep(__m512& value) { hold(value); }
   NEQ_AVX512_INLINE static __m512 zero() { return _mm512_setzero_ps(); }
+  NEQ_AVX512_INLINE static __m512 broadcast(float value) { return _mm512_set1_ps(value); }
   NEQ_AVX512_INLINE static __m512 add(__m512 a, __m512 b) { return _mm512_add_ps(a, b); }
   NEQ_AVX512_INLINE static __m512 fma(__m512 a, __m512 b, __m512 c) {
     return _mm512_fmadd_ps(a, b, c);
@@ -56,6 +58,7 @@ struct Doubles {
   NEQ_AVX512_INLINE static void store(double* to, __m512d value) { _mm512_storeu_pd(to, value); }
   NEQ_AVX512_INLINE static void keep(__m512d& value) { hold(value); }
   NEQ_AVX512_INLINE static __m512d zero() { return _mm512_setzero_pd(); }
+  NEQ_AVX512_INLINE static __m512d broadcast(double value) { return _mm512_set1_pd(value); }
   NEQ_AVX512_INLINE static __m512d add(__m512d a, __m512d b) { return _mm512_add_pd(a, b); }
   NEQ_AVX512_INLINE static __m512d fma(__m512d a, __m512d b, __m512d c) {
     return _mm512_fmadd_pd(a, b, c);

@@ -1,8 +1,9 @@
 // Vectors of 16 bytes, which any compiler maps to what there is, as the loops of several operators
 // use them, for the files of this set alone.
-// V, a vector of sums: Scalar, Vector, kLanes, load, store, zero, add, fma(a, b, c) = a * b + c,
-//   add_to(double*, Vector), sum(Vector), of its lanes, and keep(Vector&), for a register's sake:
-//   the compiler then does not load the vector again where it is used
+// V, a vector of sums: Scalar, Vector, kLanes, load, store, zero, broadcast(Scalar), add,
+//   fma(a, b, c) = a * b + c, add_to(double*, Vector), sum(Vector), of its lanes, and
+//   keep(Vector&), for a register's sake: the compiler then does not load the vector again where it
+//   is used
 // E, an element: Storage, Vectors (its V), load(value) for one of them, load_vector(pointer) for
 //   kLanes neighbours and load_even(pointer) for every other of 2 * kLanes
 #pragma once
@@ -27,6 +28,7 @@ struct Portable {
   static void store(T* to, Vector value) noexcept { std::memcpy(to, &value, sizeof value); }
   static void keep(Vector&) noexcept {}
   static Vector zero() noexcept { return Vector{}; }
+  static Vector broadcast(T value) noexcept { return Vector{} + value; }
   static Vector add(Vector a, Vector b) noexcept { return a + b; }
   static Vector fma(Vector a, Vector b, Vector c) noexcept { return a * b + c; }
   static void add_to(double* sums, Vector value) noexcept {
