@@ -27,11 +27,11 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_leaves
 
 from neq_kernels.example import samples
-from neq_kernels.pruning.shrink import axes_layers, axes_shapes, carry, sites
-from neq_kernels.pruning.shrink.axes import Axes, elementwise, follow
+from neq_kernels.pruning.shrink import carry, spreads
+from neq_kernels.pruning.shrink.additions import additions
 from neq_kernels.pruning.shrink.changes import changes
-from neq_kernels.pruning.shrink.known import Knowledge, is_pointwise
-from neq_kernels.pruning.shrink.plan import Plan
+from neq_kernels.pruning.shrink.draft import drafted
+from neq_kernels.pruning.shrink.known import Knowledge
 from neq_kernels.pruning.shrink.report import LayerChange, ShrinkReport
 from neq_kernels.pruning.shrink.running import call, evaluating
 from neq_kernels.pruning.shrink.sites import Site
@@ -45,7 +45,12 @@ _LARGEST_ERROR_IN_HALF = 5e-2
 
 
 def shrink(
-    model: nn.Module, example_input: Any, *, multiple: int = 1, optimizer: Any = None
+    model: nn.Module,
+    example_input: Any,
+    *,
+    multiple: int = 1,
+    optimizer: Any = None,
+    hooks: bool = True,
 ) -> ShrinkReport:
     """Remove the neurons of ``model`` whose weights are all zero, in place, keeping its output.
 
@@ -86,26 +91,23 @@ def shrink(
     stepping = None if optimizer is None else carry.unwrap(optimizer, model)
     before = sum(p.numel() for p in model.parameters())
     graph = trace(model, example_input)
+    if hooks:
+        spreads.prepare(graph, model)
     knowledge = Knowledge()
     for each in graph.calls:
         knowledge.learn(each)
     opaque = _opaque(model, graph, knowledge)
     problem = ""
     for bold in (True, False):
-        axes = Axes(bold)
-        rules = {**axes_shapes.RULES, **axes_layers.RULES}
-        pointwise = {c.op: elementwise for c in graph.calls if is_pointwise(c)}
-        understood = follow(axes, graph, {**pointwise, **rules}, opaque)
-        found = sites.find(graph, understood, knowledge, axes)
-        _check_connected(graph, found, knowledge)
-        met = [value for value in graph.leaves if value in axes]
-        plan = Plan(axes, found, met, multiple)
-        cut = cuts(plan, axes, found, met)
+        draft = drafted(graph, knowledge, opaque, bold=bold, multiple=multiple, hooks=hooks)
+        _check_connected(graph, draft.sites, knowledge)
+        cut = cuts(draft.plan, draft.axes, draft.sites, draft.leaves)
         if stepping is not None:
             carry.check(stepping, cut)
+        added = additions(draft.plan, draft.sites, draft.spreads, model)
         operation = Operation()
         try:
-            operation.do(plan, found, cut)
+            operation.do(draft.plan, draft.sites, cut, added)
             error, problem = _compare(model, example_input, graph.result)
         except BaseException:
             operation.undo()
@@ -113,7 +115,7 @@ def shrink(
         if not problem:
             break
         operation.undo()
-        if not axes.dared:
+        if not draft.axes.dared:
             break
     if problem:
         raise RuntimeError(
@@ -126,7 +128,10 @@ def shrink(
     notes = (
         [] if bold else ["channels that the model splits up were left whole: its sizes are fixed"]
     )
-    return ShrinkReport(changes(found, plan), (before, after), error, opaque, notes)
+    changed = changes(draft.sites, draft.plan)
+    return ShrinkReport(
+        changed, (before, after), error, opaque, notes, {a.name: a.what for a in added}
+    )
 
 
 def _check(model: nn.Module, example_input: Any, multiple: int) -> None:
@@ -174,7 +179,8 @@ def _check_connected(graph: Graph, found: list[Site], knowledge: Knowledge) -> N
             live.update(v for v in each.outputs if not knowledge.of(v).mask.all())
     if reached.isdisjoint(graph.outputs) or not live.isdisjoint(graph.outputs):
         return
-    whole = [f"{s.name} ({len(s.zero_rows)} neurons)" for s in found if s.zero_rows.all()]
+    layers = [s for s in found if s.is_layer]
+    whole = [f"{s.name} ({len(s.zero_rows)} neurons)" for s in layers if s.zero_rows.all()]
     what = f"all weights are zero in {', '.join(whole)}" if whole else "every path meets a constant"
     raise ValueError(
         f"model: expected an output that depends on the input, but {what}: the net is cut; keep at "

@@ -13,28 +13,55 @@ from torch import Tensor
 
 from neq_kernels.pruning.shrink.axes import Axes, Axis
 from neq_kernels.pruning.shrink.sites import Site
+from neq_kernels.pruning.shrink.spreads import Spread
 from neq_kernels.pruning.shrink.trace import Value
 
 CARRIER = "stands for all constants that meet the padding of {}"
 READS = "{} reads it"
 ONE = "a layer keeps one neuron at least"
 GROUPS = "the groups of {} stay equal"
+ADDS = "{} adds it to a sum"
 ROUND = "kept for a multiple of {}"
 CARRIES = 0.01
+# Multiply-adds that writing one element of a sum costs: measured on a CPU with AVX-512; elsewhere,
+# what GPUs do while their memory takes one number.
+PAYS = {"cpu": 32}
+PAYS_ELSEWHERE = 256
 
 
 class Plan:
     """The channels that stay, and why."""
 
-    def __init__(self, axes: Axes, sites: list[Site], leaves: list[Value], multiple: int) -> None:
+    def __init__(
+        self,
+        axes: Axes,
+        sites: list[Site],
+        spreads: list[Spread],
+        leaves: list[Value],
+        multiple: int,
+    ) -> None:
         self._roots = axes.roots()
         self._kept = torch.zeros(len(self._roots), dtype=torch.bool)
         self._reasons: dict[int, str] = {}
         self._sites = sites
+        self._spreads = spreads
+        writers = {tuple(self._roots[s.inner].tolist()): s for s in spreads}
+        self._writes = {
+            id(site): writers[key]
+            for site in sites
+            if site.outputs is not None
+            and (key := tuple(self._roots[site.outputs].tolist())) in writers
+        }
         self._rows = [axis for value in leaves for axis in axes[value] if axis is not None]
         for atom, reason in axes.pins:
             self._keep_roots(self._roots[atom : atom + 1], reason)
-        while self._needs() or self._carriers() or self._one_each() or self._rounded(multiple):
+        while (
+            self._needs()
+            or self._spread()
+            or self._carriers()
+            or self._one_each()
+            or self._rounded(multiple)
+        ):
             pass
 
     def kept(self, axis: Axis, size: int) -> Tensor:
@@ -74,6 +101,33 @@ class Plan:
         groups, outputs, _ = site.nonzero.shape
         rows = self.kept(site.outputs, groups * outputs).reshape(groups, outputs, 1)
         return (site.nonzero & rows).any(1).flatten()
+
+    def _spread(self) -> bool:
+        changed = False
+        for spread in reversed(self._spreads):
+            outer = self.kept(spread.outer, len(spread.outer))
+            needed = outer[spread.places] & ~spread.mask
+            changed |= self._keep(spread.inner, needed, ADDS.format(spread.name))
+            there = torch.zeros_like(outer)
+            there[spread.places] = self.kept(spread.inner, len(spread.inner))
+            changed |= self._keep(spread.outer, there, ADDS.format(spread.name))
+        return changed
+
+    def unprofitable(self) -> set[str]:
+        """Names of the layers that had better compute all channels of the sum they write into."""
+        found = set()
+        for site in self._sites:
+            spread = self._writes.get(id(site))
+            if spread is None or spread.present:
+                continue
+            outer = self.kept(spread.outer, len(spread.outer))
+            fewer = int(outer[spread.places].sum() - self.kept(spread.inner, len(outer)).sum())
+            inputs = int(self.kept(site.inputs, len(site.mask)).sum()) // site.groups
+            saved = fewer * inputs * site.weight.tensor[0, 0].numel()
+            device = site.weight.tensor.device.type
+            if fewer and saved < PAYS.get(device, PAYS_ELSEWHERE) * int(outer.sum()):
+                found.add(spread.name)
+        return found
 
     def _even_groups(self, site: Site) -> bool:
         groups, outputs, inputs = site.nonzero.shape
@@ -121,6 +175,9 @@ class Plan:
             kept = self.kept(site.outputs, size)
             missing = min(size, -(-int(kept.sum()) // multiple) * multiple) - int(kept.sum())
             if missing:
-                spare = torch.where(kept, 2, (~site.zero_rows).int()).argsort(stable=True)
+                cost = (~site.zero_rows).int()
+                if spread := self._writes.get(id(site)):
+                    cost += ~self.kept(spread.outer, len(spread.outer))[spread.places] * 2
+                spare = torch.where(kept, 4, cost).argsort(stable=True)
                 changed |= self._keep(site.outputs, spare[:missing], ROUND.format(multiple))
         return changed
