@@ -99,7 +99,8 @@ def _spread(plan: Plan, spread: Spread, module: nn.Module) -> Addition | None:
     live = spread.places[inner]
     if not spread.present and len(live) == int(outer.sum()):
         return None
-    weight: Tensor = module.weight  # type: ignore[assignment]
+    writer = plan.writer(spread)
+    weight = getattr(module, CONSTANT_OUTPUTS) if writer is None else writer.weight.tensor
     constants = torch.zeros(len(outer), dtype=torch.float64)
     if spread.present:
         constants = getattr(module, CONSTANT_OUTPUTS).to("cpu", torch.float64, copy=True)

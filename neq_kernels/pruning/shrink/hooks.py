@@ -18,6 +18,7 @@ from neq_kernels.layer import NEqLayer
 CONSTANT_INPUTS = "constant_inputs"
 CONSTANT_OUTPUTS, LIVE_OUTPUTS = "constant_outputs", "live_outputs"
 _CONVOLUTIONS: dict[type, Any] = {nn.Conv1d: F.conv1d, nn.Conv2d: F.conv2d, nn.Conv3d: F.conv3d}
+_POOLS: dict[type, int] = {nn.MaxPool1d: -2, nn.MaxPool2d: -3, nn.MaxPool3d: -4}
 _NORMS = nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d
 
 
@@ -37,6 +38,8 @@ def output_dim(module: nn.Module) -> int | None:
         return -1
     if kind(module) in _NORMS:
         return 1
+    if kind(module) in _POOLS:
+        return _POOLS[kind(module)]
     return 1 - module.weight.dim() if is_convolution(module) else None  # type: ignore[operator]
 
 

@@ -45,13 +45,10 @@ class Plan:
         self._reasons: dict[int, str] = {}
         self._sites = sites
         self._spreads = spreads
-        writers = {tuple(self._roots[s.inner].tolist()): s for s in spreads}
-        self._writes = {
-            id(site): writers[key]
-            for site in sites
-            if site.outputs is not None
-            and (key := tuple(self._roots[site.outputs].tolist())) in writers
-        }
+        written = {self._key(spread.inner): spread for spread in spreads}
+        pairs = [(site, written.get(self._key(site.outputs))) for site in sites]
+        self._writes = {site: spread for site, spread in pairs if spread is not None}
+        self._writers = {spread.name: site for site, spread in self._writes.items()}
         self._rows = [axis for value in leaves for axis in axes[value] if axis is not None]
         for atom, reason in axes.pins:
             self._keep_roots(self._roots[atom : atom + 1], reason)
@@ -69,6 +66,13 @@ class Plan:
         if axis is None:
             return torch.ones(size, dtype=torch.bool)
         return self._kept[self._roots[axis]]
+
+    def _key(self, axis: Axis) -> tuple[int, ...] | None:
+        return None if axis is None else tuple(self._roots[axis].tolist())
+
+    def writer(self, spread: Spread) -> Site | None:
+        """The layer whose neurons the inner channels of ``spread`` are."""
+        return self._writers.get(spread.name)
 
     def classes(self, atoms: Tensor) -> Tensor:
         """The class of each of ``atoms``: the atom that stands for it."""
@@ -115,19 +119,18 @@ class Plan:
 
     def unprofitable(self) -> set[str]:
         """Names of the layers that had better compute all channels of the sum they write into."""
-        found = set()
-        for site in self._sites:
-            spread = self._writes.get(id(site))
-            if spread is None or spread.present:
-                continue
-            outer = self.kept(spread.outer, len(spread.outer))
-            fewer = int(outer[spread.places].sum() - self.kept(spread.inner, len(outer)).sum())
-            inputs = int(self.kept(site.inputs, len(site.mask)).sum()) // site.groups
-            saved = fewer * inputs * site.weight.tensor[0, 0].numel()
-            device = site.weight.tensor.device.type
-            if fewer and saved < PAYS.get(device, PAYS_ELSEWHERE) * int(outer.sum()):
-                found.add(spread.name)
-        return found
+        return {s.name for s in self._spreads if not s.present and not self._pays(s)}
+
+    def _pays(self, spread: Spread) -> bool:
+        outer = self.kept(spread.outer, len(spread.outer))
+        fewer = int(outer[spread.places].sum() - self.kept(spread.inner, len(outer)).sum())
+        site = self.writer(spread)
+        if site is None or not fewer:
+            return site is not None
+        weight = site.weight.tensor
+        inputs = int(self.kept(site.inputs, len(site.mask)).sum()) // site.groups
+        saved = fewer * inputs * weight[0, 0].numel()
+        return saved >= PAYS.get(weight.device.type, PAYS_ELSEWHERE) * int(outer.sum())
 
     def _even_groups(self, site: Site) -> bool:
         groups, outputs, inputs = site.nonzero.shape
@@ -166,18 +169,27 @@ class Plan:
         return any(kept)
 
     def _rounded(self, multiple: int) -> bool:
-        """Round numbers of neurons up, by keeping some that would go; zero ones first."""
-        changed = False
-        for site in self._sites if multiple > 1 else []:
+        """Round numbers of neurons, and of channels of sums, up by keeping some that would go; zero
+        ones first, of them those that the sum has anyway."""
+        if multiple == 1:
+            return False
+        for spread in self._spreads:
+            if self._round(spread.outer, torch.zeros(len(spread.outer)), multiple):
+                return True
+        for site in self._sites:
             if site.outputs is None:
                 continue
-            size = len(site.outputs)
-            kept = self.kept(site.outputs, size)
-            missing = min(size, -(-int(kept.sum()) // multiple) * multiple) - int(kept.sum())
-            if missing:
-                cost = (~site.zero_rows).int()
-                if spread := self._writes.get(id(site)):
-                    cost += ~self.kept(spread.outer, len(spread.outer))[spread.places] * 2
-                spare = torch.where(kept, 4, cost).argsort(stable=True)
-                changed |= self._keep(site.outputs, spare[:missing], ROUND.format(multiple))
-        return changed
+            cost, writes = (~site.zero_rows).int(), self._writes.get(site)
+            if writes is not None:
+                cost += ~self.kept(writes.outer, len(writes.outer))[writes.places] * 2
+            # One at a time: what it entails may be a multiple for the next already.
+            if self._round(site.outputs, cost, multiple):
+                return True
+        return False
+
+    def _round(self, axis: Tensor, cost: Tensor, multiple: int) -> bool:
+        size = len(axis)
+        kept = self.kept(axis, size)
+        missing = min(size, -(-int(kept.sum()) // multiple) * multiple) - int(kept.sum())
+        spare = torch.where(kept, 4, cost).argsort(stable=True)
+        return missing > 0 and self._keep(axis, spare[:missing], ROUND.format(multiple))

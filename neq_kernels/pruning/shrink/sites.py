@@ -36,7 +36,7 @@ class Border:
     present: Leaf | None
 
 
-@dataclass
+@dataclass(eq=False)
 class Site:
     """A convolution or a product with a weight.
 
