@@ -12,9 +12,13 @@ symbolic tracing, so Python in the model is no obstacle); ``known`` works out wh
 constant before any input comes; ``axes`` which channels have to stay together; ``sites`` where they
 meet weights; ``plan`` the smallest set of channels that computes the same; ``surgery`` cuts.
 
-A constant that meets zero padding is no constant behind it. All such channels of one convolution
-are multiples of each other, though: one of them is kept and carries the others in its weights,
-which is exact at borders and at any resolution, and needs no bias map.
+Two things stop channels from going, and a forward hook on the layer helps with each. A constant
+that meets zero padding is no constant behind it, but a plane that depends on nothing but the size:
+the convolution of ones with one weight per output and tap, exact at borders and at any resolution.
+And a sum needs its channels in all of its branches: a branch that computes few of them sets them
+into their places. Without hooks one constant channel is kept per such convolution, which carries
+the others in its weights, as they are multiples of each other; and sums keep what is live in any
+branch.
 """
 
 from __future__ import annotations
@@ -28,7 +32,7 @@ from torch.utils._pytree import tree_leaves
 
 from neq_kernels.example import samples
 from neq_kernels.pruning.shrink import carry, spreads
-from neq_kernels.pruning.shrink.additions import additions
+from neq_kernels.pruning.shrink.additions import additions, by_what
 from neq_kernels.pruning.shrink.changes import changes
 from neq_kernels.pruning.shrink.draft import drafted
 from neq_kernels.pruning.shrink.known import Knowledge
@@ -63,9 +67,16 @@ def shrink(
 
     Module classes, Parameter objects, ``state_dict`` keys, hooks and converted layers stay (a layer
     without bias gets one if it needs it); sizes in a configuration object are not rewritten.
-    ``.grad`` is cut too. Training goes on from there. The constants are those of eval mode: a batch
-    norm in training mode would have made of a removed channel its beta, not what its running
-    statistics make of it.
+    ``.grad`` and pruning masks are cut too. Training goes on from there. The constants are those of
+    eval mode: a batch norm in training mode would have made of a removed channel its beta, not what
+    its running statistics make of it. What remembers neurons (an Equilibrium, a Schedule) has to be
+    made anew.
+
+    Some layers get a forward hook with buffers of the layer, in ``state_dict`` too, which are not
+    trained: convolutions whose zero padding met constants, to add what those gave; layers that
+    write few live channels into a sum, to set them between constants. What hooks that are
+    registered later see of the latter has the channels of the sum, with ``prepend=True`` the
+    layer's own.
 
     Args:
         model: traced with one forward in eval mode. Wrap it in DDP or compile it afterwards.
@@ -75,6 +86,7 @@ def shrink(
             some; 8 or 16 suit most vendor kernels.
         optimizer: the optimizer that trains ``model``: its state is cut likewise. A new bias joins
             the group of its weight. It may be wrapped, as for :func:`neq_kernels.protect`.
+        hooks: False adds none, and keeps the channels that plain layers need.
 
     Returns:
         What was removed, and why the rest was not.
@@ -89,6 +101,7 @@ def shrink(
     """
     _check(model, example_input, multiple)
     stepping = None if optimizer is None else carry.unwrap(optimizer, model)
+    masks = carry.Masks(model)
     before = sum(p.numel() for p in model.parameters())
     graph = trace(model, example_input)
     if hooks:
@@ -124,14 +137,13 @@ def shrink(
         )
     if stepping is not None:
         carry.carry(stepping, cut, operation.new_biases, model)
+    masks.carry(cut)
     after = sum(p.numel() for p in model.parameters())
     notes = (
         [] if bold else ["channels that the model splits up were left whole: its sizes are fixed"]
     )
     changed = changes(draft.sites, draft.plan)
-    return ShrinkReport(
-        changed, (before, after), error, opaque, notes, {a.name: a.what for a in added}
-    )
+    return ShrinkReport(changed, (before, after), error, opaque, notes, by_what(added))
 
 
 def _check(model: nn.Module, example_input: Any, multiple: int) -> None:

@@ -21,8 +21,8 @@ from neq_kernels.pruning.shrink.plan import Plan
 from neq_kernels.pruning.shrink.sites import Site
 from neq_kernels.pruning.shrink.spreads import Spread
 
-BORDERS = "adds {} constant channels removed from its input, as they met its padding"
-SPREADS = "computes {} of the {} channels of the sum it writes into"
+BORDERS = "adds what removed constants gave behind its zero padding"
+SPREADS = "sets its outputs between constants, for a sum"
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,14 @@ class Addition:
         return undo
 
 
+def by_what(added: list[Addition]) -> dict[str, list[str]]:
+    """Names of the modules that get a hook, by what it does."""
+    found: dict[str, list[str]] = {}
+    for addition in added:
+        found.setdefault(addition.what, []).append(addition.name)
+    return found
+
+
 def additions(
     plan: Plan, sites: list[Site], spreads: list[Spread], model: nn.Module
 ) -> list[Addition]:
@@ -89,8 +97,7 @@ def _border(plan: Plan, site: Site) -> Addition | None:
         total += site.border.present.tensor.double()
     rows = plan.kept(site.outputs, len(total)).nonzero().flatten().to(weight.device)
     buffers = {CONSTANT_INPUTS: total[rows].to(weight.dtype)}
-    what = BORDERS.format(int(gone.sum()))
-    return Addition(site.border.module, site.name, buffers, site.border.hook, what)
+    return Addition(site.border.module, site.name, buffers, site.border.hook, BORDERS)
 
 
 def _spread(plan: Plan, spread: Spread, module: nn.Module) -> Addition | None:
@@ -113,5 +120,4 @@ def _spread(plan: Plan, spread: Spread, module: nn.Module) -> Addition | None:
     dim = output_dim(module)
     assert dim is not None
     hook = ConstantOutputs(dim)
-    what = SPREADS.format(len(live), int(outer.sum()))
-    return Addition(module, spread.name, buffers, hook, what)
+    return Addition(module, spread.name, buffers, hook, SPREADS)

@@ -180,10 +180,15 @@ class Operation:
         self._undo.append(lambda: module.__dict__.update(before))
         module.__dict__.update(_sizes(module, cut))
         if isinstance(module, NEqLayer) and leaf.tensor is module.weight:
-            active, kept = module.active, cut.kept[module._neuron_dim("weight")]
-            if kept is not None:
-                self._undo.append(lambda: module.resize(active))
-                module.resize(ActiveSet.from_mask(active.mask()[kept]))
+            rows = cut.kept[module._neuron_dim("weight")]
+            if rows is not None:
+                chosen, kept = module.chosen, module.kept
+                self._undo.append(lambda: module.resize(chosen, kept))
+                module.resize(_rows(chosen, rows), None if kept is None else _rows(kept, rows))
+
+
+def _rows(neurons: ActiveSet, rows: Tensor) -> ActiveSet:
+    return ActiveSet.from_mask(neurons.mask()[rows])
 
 
 _SIZES = (
