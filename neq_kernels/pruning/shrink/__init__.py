@@ -92,14 +92,18 @@ def shrink(
         What was removed, and why the rest was not.
 
     Raises:
-        TypeError: ``model`` is no module, ``example_input`` holds no tensor, ``optimizer`` is none.
+        TypeError: ``model`` is no module, ``example_input`` holds no tensor, ``optimizer`` is none,
+            ``hooks`` is no bool.
         ValueError: ``multiple`` below 1; ``model`` is wrapped in DDP or compiled; a whole layer was
             pruned so that the output no longer depends on the input; the model's own forward
             decides by the values of its tensors; ``optimizer`` has state that cannot be cut.
         RuntimeError: the smaller model fails or computes something else (sizes written down in its
-            forward). In all cases the model is as before.
+            forward); a pruning mask does not fit its parameter. In all cases the model is as
+            before.
     """
     _check(model, example_input, multiple)
+    if not isinstance(hooks, bool):
+        raise TypeError(f"hooks: expected True or False, got {hooks!r}")
     stepping = None if optimizer is None else carry.unwrap(optimizer, model)
     masks = carry.Masks(model)
     before = sum(p.numel() for p in model.parameters())
