@@ -156,9 +156,11 @@ class NEqLayer(nn.Module):
         self._active = self._remaining()
         self._allocate()
 
-    def resize(self, active: ActiveSet) -> None:
-        """Take over ``active`` after neurons have been cut out of, or put back into, the weight."""
-        self._active = active
+    def resize(self, chosen: ActiveSet, kept: ActiveSet | None) -> None:
+        """Take over both after neurons have been cut out of, or put back into, the weight."""
+        self.__dict__["_kept"] = kept
+        self._chosen = chosen
+        self._active = self._remaining()
         self._allocate()
 
     def unconvert(self) -> None:

@@ -57,3 +57,11 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def hooks_pay(monkeypatch):
+    """Shrink lets branches of sums be narrow however little that saves, as in tiny networks."""
+    from neq_kernels.pruning.shrink import plan
+
+    monkeypatch.setattr(plan, "PAYS", {"cpu": 0})
