@@ -144,7 +144,9 @@ def conv_geometry(
         and backends.why_not("native", *tensor[:2]) is None
         and backends.resolve("conv_wgrad", *tensor)[0] == "native"
     )
-    direct = geometry.groups == 1 and backends.direct("conv_wgrad", *tensor) is not None
+    direct = (
+        geometry.groups == 1 and backends.direct("conv_wgrad", *tensor, geometry.stride) is not None
+    )
     return planner.Geometry(
         "conv", dy.device.type, dy.dtype, dy.numel() // size, weight.numel() // size,
         channels.size, channels.count, geometry.groups, weight.shape[2:].numel(),

@@ -1,6 +1,7 @@
 """Convolutions in 1 to 3 dimensions: every argument, every set, every layout, every path."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -166,6 +167,16 @@ def test_frozen_channels_of_dy_are_never_read_with_propagate_active(name, backen
     dy[:, layer.active.frozen] = float("nan")
     found = gradients(layer, case.x(), dy)
     assert all(gradient.isfinite().all() for gradient in found.values())
+
+
+@pytest.mark.parametrize("propagate", ["all", "active"])
+@pytest.mark.parametrize("kind", [nn.Conv1d, nn.Conv2d])
+def test_patches_as_far_apart_as_a_vits(kind, propagate):
+    """Where the rule would have the kernel for few channels, which cannot step so far."""
+    shape = (8, 3, 256) if kind is nn.Conv1d else (8, 3, 64, 64)
+    for stride in (8, 16):
+        make = partial(kind, 3, 96, 16, stride=stride)
+        check(Case("patches", make, shape, ""), [1, 5], propagate)
 
 
 @settings(max_examples=80, deadline=None)
