@@ -17,6 +17,7 @@ from cases import (
     inside,
     randn,
     size_of,
+    skip_unserved,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -25,7 +26,7 @@ from torch import nn
 import neq_kernels as neq
 
 pytestmark = [
-    pytest.mark.usefixtures("poison", "one_thread"),
+    pytest.mark.usefixtures("poison", "one_thread", "device"),
     # torch's own remark on its own layer, said once a process.
     pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning"),
 ]
@@ -37,6 +38,7 @@ IMAGES = [case for case in CONV if len(case.input) in FORMATS and "no-batch" not
 
 def check(case, index, propagate="all", dtype=torch.float32, layout=None, x=None, dy=None):
     plain, x = case.layer(dtype), case.x(dtype) if x is None else x
+    skip_unserved(dtype, plain.weight.dim() - 2)
     if layout is not None:
         plain = plain.to(memory_format=layout)
         x = x.detach().to(memory_format=layout).requires_grad_()

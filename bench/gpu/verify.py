@@ -20,14 +20,14 @@ TESTS = ROOT / "tests"
 PROCESSES = 4
 # Left for what runs when the time is up.
 GRACE = 20.0
-OF_A_DEVICE = re.compile(r"usefixtures\([^)]*\"device\"|pytest\.mark\.gpu\b|, device[,)]")
+ON_A_DEVICE = re.compile(r"usefixtures\([^)]*\"device\"")
 FACTS = ("commit", "date", "torch", "cuda", "driver", "triton")
 
 
 def files() -> list[Path]:
     """The test files with tests that run on a GPU; others need not even be importable there."""
-    found = [*sorted((TESTS / "gpu").glob("test_*.py")), *sorted(TESTS.glob("test_*.py"))]
-    return [path for path in found if OF_A_DEVICE.search(path.read_text())]
+    everywhere = [p for p in sorted(TESTS.glob("test_*.py")) if ON_A_DEVICE.search(p.read_text())]
+    return [*sorted((TESTS / "gpu").glob("test_*.py")), *everywhere]
 
 
 def command(paths: Sequence[Path]) -> list[str]:
@@ -82,11 +82,10 @@ def summary(journal: Journal, processes: int, codes: Sequence[int]) -> Outcome:
         unit: status for unit, status in journal.known.items() if not unit.startswith(COLLECTED)
     }
     failed = [unit for unit, status in tests.items() if status == "failed"]
+    done, left = len(tests) - len(failed), max(0, sum(counts) - len(tests))
     failed += [f"pytest ended with {code}, see above" for code in codes if code not in (0, 1, 5)]
     skipped = sum(status == "skipped" for status in tests.values())
-    return Outcome(
-        len(tests) - len(failed), max(0, sum(counts) - len(tests)), failed, f"{skipped} skipped"
-    )
+    return Outcome(done, left, failed, f"{skipped} skipped")
 
 
 def record(place: Place) -> None:
