@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from bench import geometries, update
+from bench import geometries, readme, update
 from bench.cases import Case
 from bench.gpu import __main__ as gpu_check
 from bench.gpu import build, exercise, layers, operators, replay, sanitizer, steps, verify
@@ -25,7 +25,11 @@ from bench.models import Network
 from bench.peaks import Peaks
 from neq_kernels import backends, native
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    # Dynamo itself makes one when it traces any autograd.Function.
+    pytest.mark.filterwarnings("ignore:.*autograd.function.Function.* should not be instantiated"),
+]
 
 SMALL = {"inputs": 8, "outputs": 20, "kernel": 3, "stride": 1, "groups": 1}
 CONV = Case("small conv", "conv", (2, 8, 6, 6), SMALL, "test", torch.bfloat16, True,
@@ -235,7 +239,6 @@ TINY = Network(
 )  # fmt: skip
 
 
-@pytest.mark.filterwarnings("ignore:.*autograd.function.Function.* should not be instantiated")
 def test_whole_steps_eager_and_compiled(place, tmp_path):
     units = steps.units({"tiny": TINY}, "cpu", 2, (1.0, 0.25), "aot_eager")
     outcome = place.each("train", units)
@@ -377,3 +380,21 @@ def test_the_files_with_tests_for_a_gpu_are_run():
         f"test_{name}.py" for name in ("linear", "conv", "norm", "captured", "compile")
     } <= found
     assert "test_bench.py" not in found
+
+
+def test_readme_has_tables_of_gpus_that_were_measured(place, tmp_path):
+    block = "<!-- bench:gpu * -->\n<!-- /bench -->"
+    assert readme.fill(block, tmp_path) == block
+    place.folder = tmp_path / "some-gpu"
+    place.each("layers", layers.units("cpu", {"net": [LINEAR]}, PEAKS, 0.0))
+    place.each("train", steps.units({"tiny": TINY}, "cpu", 1, (1.0, 0.1), "aot_eager"))
+    place.record("bench-layers", Outcome(1), 1.0)
+    filled = readme.fill(block, tmp_path)
+    assert f"On an {place.facts['device']}, torch {torch.__version__}" in filled
+    (line,) = [line for line in filled.splitlines() if line.startswith("| small linear")]
+    cells = line.split(" | ")
+    assert len(cells) == 14
+    assert sum(cell.endswith("x") for cell in cells) == 7
+    networks = [line for line in filled.splitlines() if line.startswith("| tiny")]
+    assert [line.split(" | ")[2] for line in networks] == ["eager", "compiled"]
+    assert readme.fill(filled, tmp_path) == filled
