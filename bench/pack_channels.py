@@ -47,10 +47,10 @@ class Shape:
     side: int
     mib: int
 
-    def make(self, dtype: torch.dtype) -> Tensor:
+    def make(self, dtype: torch.dtype, device: str = "cpu") -> Tensor:
         each = self.channels * max(1, self.side**2) * dtype.itemsize
         shape = [self.mib * MIB // each, self.channels, *([self.side] * 2 if self.side else [])]
-        dy = torch.randn(shape).to(dtype)
+        dy = torch.randn(shape, device=device).to(dtype)
         return dy.contiguous(memory_format=torch.channels_last) if self._last() else dy
 
     def bytes_moved(self, dy: Tensor, index: Tensor) -> int:
@@ -58,7 +58,7 @@ class Shape:
         if self._last() or not self.side:
             return dy.nbytes + packed
         plane = self.side**2 * dy.element_size()
-        starts = (torch.arange(dy.shape[0])[:, None] * dy.shape[1] + index) * plane
+        starts = (torch.arange(dy.shape[0])[:, None] * dy.shape[1] + index.cpu()) * plane
         lines = (starts + plane - 1) // LINE - starts // LINE + 1
         return int(lines.sum()) * LINE + packed
 
@@ -108,13 +108,15 @@ def providers(inputs: list[Tensor], index: Tensor) -> dict[str, Provider]:
     }
 
 
-def measure(shape: Shape, dtype: torch.dtype, share: float, seconds: float) -> list[Row]:
+def measure(
+    shape: Shape, dtype: torch.dtype, share: float, seconds: float, device: str = "cpu"
+) -> list[Row]:
     """A row per provider; dense is index_select, with the sum where ours has the bias."""
     sets = input_sets(shape.mib * MIB)
-    inputs = [shape.make(dtype) for _ in range(sets)]
+    inputs = [shape.make(dtype, device) for _ in range(sets)]
     count = max(1, round(shape.channels * share))
-    index = torch.randperm(shape.channels)[:count].sort().values.int()
-    timings = interleave(providers(inputs, index), sets=sets, seconds=seconds)
+    index = torch.randperm(shape.channels)[:count].sort().values.int().to(device)
+    timings = interleave(providers(inputs, index), sets=sets, seconds=seconds, device=device)
     dy = inputs[0]
     moved = shape.bytes_moved(dy, index)
     rows = []
@@ -129,7 +131,7 @@ def measure(shape: Shape, dtype: torch.dtype, share: float, seconds: float) -> l
                 layout=shape.layout, active=share, provider=name, dense_ms=dense,
                 ms=timing.median, p20=timing.p20, p80=timing.p80, speedup=dense / timing.median,
                 ceiling_ms=ceiling, ceiling_share=ceiling / timing.median,
-                path=native.cpu_isa() if name.startswith("pack") else "",
+                path=native.cpu_isa() if name.startswith("pack") and device == "cpu" else "",
                 gb_s=nbytes / timing.median / 1e6,
             )
         )  # fmt: skip
@@ -141,6 +143,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="32 MiB only")
     parser.add_argument("--seconds", type=float, default=1.0, help="per geometry and share")
     parser.add_argument("--threads", type=int, help="torch's, by default as many as it likes")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--fresh", action="store_true", help="pay for every tensor's page faults")
     parser.add_argument("--output", type=Path, help="CSV file (bench/results/... by default)")
     arguments = parser.parse_args(argv)
@@ -151,20 +154,24 @@ def main(argv: Sequence[str] | None = None) -> None:
         keep_freed_memory()
     if not native.available():
         raise SystemExit(native.why_not())
-    copy = providers([Shape("tokens", 256, 0, 32).make(torch.float32)], torch.arange(1))
-    print(noise_verdict(noise(copy["plain copy"])).replace("dense", "a plain copy"))
+    device = arguments.device
+    inputs = [Shape("tokens", 256, 0, 32).make(torch.float32, device)]
+    copy = providers(inputs, torch.arange(1, device=device))["plain copy"]
+    print(noise_verdict(noise(copy, device=device)).replace("dense", "a plain copy"))
     rows = []
     sizes = (32,) if arguments.quick else (8, 32, 128, 256)
     shapes = [Shape(*kind, size) for size in sizes for kind in KINDS]
     for shape in tqdm(shapes, disable=None):
         for dtype in (torch.float32, torch.bfloat16):
             measured = [
-                row for share in SHARES for row in measure(shape, dtype, share, arguments.seconds)
+                row
+                for share in SHARES
+                for row in measure(shape, dtype, share, arguments.seconds, device)
             ]
             tqdm.write(table(measured) + "\n")
             rows += measured
-    path = arguments.output or results_path("pack_channels")
-    write_csv(path, rows)
+    path = arguments.output or results_path("pack_channels", device)
+    write_csv(path, rows, device)
     print(f"Written: {path}")
 
 
