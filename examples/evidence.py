@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, astuple, dataclass, fields, replace
 from pathlib import Path
+from statistics import mean
 
 import torch
 from tqdm import tqdm
@@ -25,13 +26,28 @@ from examples import evidence_report
 from examples.evidence_report import PAPERS_SETUP
 from examples.experiments.digits import recipe
 from examples.experiments.loading import training_batches
-from examples.experiments.methods import Method
+from examples.experiments.methods import METHODS, Method
 from examples.experiments.stopwatch import Stopwatch
 from examples.experiments.table import Result, result
 from examples.experiments.trainer import How, Run, Settings
 
-SPEEDUPS = (1.5, 2.5)
 PARAMETER_BUDGET = 0.3085  # one of those published in arXiv 2312.05282
+# Method, its value, and propagate; Random's value is NEq's own budget.
+MAIN = (
+    ("dense", None, "all"),
+    ("neq", 1e-3, "all"),
+    ("random", None, "all"),
+    ("time", 1.5, "all"),
+    ("time", 2.5, "all"),
+    ("neq", 5e-3, "all"),
+    ("neq", 5e-3, "active"),
+    ("budget", PARAMETER_BUDGET, "all"),
+)
+FURTHER = (
+    ("neq", 1e-3, "active"),
+    ("neq", 1e-4, "all"),
+    ("neq", 1e-4, "active"),
+)
 SETUPS = tuple((momentum, decay) for momentum in (0.0, 0.6, 0.9) for decay in (True, False))
 
 
@@ -56,16 +72,20 @@ class Job:
 
 @dataclass(frozen=True)
 class Finished:
-    """``dense_ms``: the backward of a dense twin, timed in turns with the run's own."""
+    """``dense_ms``: the backward of a dense twin, timed in turns with the run's own.
+    ``predicted_ms`` and ``reached_ms``: of TimeBudget, means over the epochs it chose.
+    """
 
     job: Job
     result: Result
     dense_ms: float
+    predicted_ms: float | None = None
+    reached_ms: float | None = None
 
 
 class Twin:
     """A dense network of the same shape, never trained, whose backward takes as long as it would
-    for the run: measured every third step, so that a machine that slows down slows down both.
+    for the run: measured every fifth step, so that a machine that slows down slows down both.
     """
 
     def __init__(self, training: Run) -> None:
@@ -80,7 +100,7 @@ class Twin:
 
     def step(self) -> None:
         self.steps += 1
-        if self.steps % 3:
+        if self.steps % 5:
             return
         self.model.zero_grad()
         loss = self.loss(self.model(self.batch[0]), self.batch[1])
@@ -89,31 +109,24 @@ class Twin:
 
 
 def jobs(seeds: Sequence[int]) -> Iterator[Job]:
-    """All runs, seed by seed, what matters most first; NEq before the Random with its budget."""
+    """All runs: what matters most first, of all seeds, then the rest; NEq before the Random with
+    its budget.
+    """
     for seed in seeds:
-        for method, value, propagate in _arms():
-            for network in ("resnet", "vit"):
-                for optimizer in ("sgd", "adamw"):
-                    yield Job(seed, network, optimizer, method, value, propagate)
+        yield from _both(seed, MAIN)
+    for seed in seeds:
+        yield from _both(seed, FURTHER)
         for momentum, decay in SETUPS:
             for network in ("resnet", "vit"):
                 if (momentum, decay) != PAPERS_SETUP:
                     yield Job(seed, network, "sgd", "neq", 1e-3, "all", momentum, decay)
 
 
-def _arms() -> Iterator[tuple[str, float | None, str]]:
-    yield "dense", None, "all"
-    yield "neq", 1e-3, "all"
-    yield "random", None, "all"
-    if hasattr(neq.selectors, "TimeBudget"):
-        for speedup in SPEEDUPS:
-            yield "time", speedup, "all"
-    yield "neq", 5e-3, "all"
-    yield "neq", 5e-3, "active"
-    yield "budget", PARAMETER_BUDGET, "all"
-    yield "neq", 1e-4, "all"
-    for epsilon in (1e-4, 1e-3):
-        yield "neq", epsilon, "active"
+def _both(seed: int, arms: Sequence[tuple[str, float | None, str]]) -> Iterator[Job]:
+    for method, value, propagate in arms:
+        for network in ("resnet", "vit"):
+            for optimizer in ("sgd", "adamw"):
+                yield Job(seed, network, optimizer, method, value, propagate)
 
 
 def run(job: Job, done: Sequence[Finished], epochs: int | None) -> Finished:
@@ -128,7 +141,17 @@ def run(job: Job, done: Sequence[Finished], epochs: int | None) -> Finished:
         training = Run(chosen, method, Settings(seed=job.seed), Path(), Path(folder), how)
         twin = Twin(training)
         training.train(twin.step)
-        return Finished(job, result(training), twin.watch.milliseconds())
+        return Finished(
+            job, result(training), twin.watch.milliseconds(), *_predicted(training.tracker)
+        )
+
+
+def _predicted(tracker: neq.Equilibrium | None) -> tuple[float, float] | tuple[()]:
+    noted = [] if tracker is None else [epoch.values for epoch in tracker.history]
+    chosen = [v for v in noted if "predicted_ms" in v and "backward_ms" in v]
+    if not chosen:
+        return ()
+    return mean(v["predicted_ms"] for v in chosen), mean(v["backward_ms"] for v in chosen)
 
 
 def _own_budget(job: Job, done: Sequence[Finished]) -> float:
@@ -156,7 +179,11 @@ def _parsed(line: dict[str, str]) -> Finished:
         decay=line["decay"] == "True",
     )
     numbers = {f.name: float(line[f.name]) for f in fields(Result) if f.name != "seed"}
-    return Finished(job, Result(seed=job.seed, **numbers), float(line["dense_ms"]))
+    times = [
+        float(line[name]) if line.get(name) else None
+        for name in ("dense_ms", "predicted_ms", "reached_ms")
+    ]
+    return Finished(job, Result(seed=job.seed, **numbers), *times)
 
 
 def append(path: Path, finished: Finished) -> None:
@@ -164,6 +191,8 @@ def append(path: Path, finished: Finished) -> None:
         **asdict(finished.job),
         **asdict(finished.result),
         "dense_ms": finished.dense_ms,
+        "predicted_ms": finished.predicted_ms,
+        "reached_ms": finished.reached_ms,
     }
     fresh = not path.exists()
     with path.open("a", newline="") as file:
@@ -181,6 +210,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--networks", nargs="+", choices=("resnet", "vit"), default=["resnet", "vit"]
     )
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--epochs", type=int, help="of every run")
     parser.add_argument("--report", action="store_true", help="run nothing more")
     parser.add_argument("--output-dir", type=Path, default=Path("runs/evidence"))
@@ -193,8 +223,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     done = read(path)
     if not arguments.report:
         known = {one.job.key for one in done}
-        wanted = [job for job in jobs(arguments.seeds) if job.network in arguments.networks]
-        for job in tqdm([job for job in wanted if job.key not in known], unit="run"):
+        wanted = [
+            job
+            for job in jobs(arguments.seeds)
+            if job.network in arguments.networks
+            and job.method in arguments.methods
+            and job.key not in known
+        ]
+        for job in tqdm(wanted, unit="run"):
             done.append(run(job, done, arguments.epochs))
             append(path, done[-1])
     print(evidence_report.write(arguments.output_dir, done))

@@ -52,7 +52,7 @@ def times(monkeypatch):
     """Milliseconds by way, instead of the clock's; each way still runs once."""
     times = {"plain": 4.0, "dgrad": 2.5, "dense": 4.5, "packed": 3.0, "direct": 3.5}
 
-    def interleave(ways, seconds, device):
+    def interleave(ways, seconds, device, clock):
         for way in ways.values():
             way(0)
         return {name: times[name] for name in ways}

@@ -8,12 +8,32 @@ from typing import Any
 
 import neq_kernels as neq
 
-# Name -> selector from (value, seed, the kinds of layer that compete for a budget of parameters).
-SELECTORS: dict[str, Callable[[float, int, tuple[str, ...]], Any]] = {
-    "neq": lambda epsilon, seed, kinds: neq.selectors.Velocity(epsilon=epsilon),
-    "random": lambda keep, seed, kinds: neq.selectors.Random(keep=keep, seed=seed),
-    "budget": lambda share, seed, kinds: neq.selectors.ParameterBudget(share=share, kinds=kinds),
-    "time": lambda speedup, seed, kinds: neq.selectors.TimeBudget(speedup=speedup),
+
+@dataclass(frozen=True)
+class Setting:
+    """What selectors need of a run beside their value.
+
+    Attributes:
+        seed: of what is drawn.
+        kinds: of layers that compete for a budget of parameters.
+        profile: measures the model: what `neq.profile` returns.
+        calibrate: whether times measured in training may steer.
+    """
+
+    seed: int
+    kinds: tuple[str, ...]
+    profile: Callable[[], Any]
+    calibrate: bool = True
+
+
+# Name -> selector from a value.
+SELECTORS: dict[str, Callable[[float, Setting], Any]] = {
+    "neq": lambda epsilon, run: neq.selectors.Velocity(epsilon=epsilon),
+    "random": lambda keep, run: neq.selectors.Random(keep=keep, seed=run.seed),
+    "budget": lambda share, run: neq.selectors.ParameterBudget(share=share, kinds=run.kinds),
+    "time": lambda speedup, run: neq.selectors.TimeBudget(
+        speedup, run.profile(), calibrate=run.calibrate
+    ),
 }
 METHODS = ("dense", *SELECTORS)
 
@@ -45,6 +65,6 @@ class Method:
         value = "" if self.value is None else f" {self.value:.4g}"
         return f"{self.name}{value}" + (", active" if self.propagate == "active" else "")
 
-    def selector(self, seed: int, kinds: tuple[str, ...]) -> Any:
+    def selector(self, setting: Setting) -> Any:
         assert self.value is not None
-        return SELECTORS[self.name](self.value, seed, kinds)
+        return SELECTORS[self.name](self.value, setting)

@@ -15,11 +15,12 @@ import neq_kernels as neq
 from examples.experiments import checkpoint
 from examples.experiments.loading import evaluation_batches, steps_per_epoch, training_batches
 from examples.experiments.log import TensorBoard, write_csv
-from examples.experiments.methods import Method
+from examples.experiments.methods import Method, Setting
 from examples.experiments.metrics import Confusion
 from examples.experiments.recipe import Recipe, scores
 from examples.experiments.stopwatch import Stopwatch
 
+SHARES = (1.0, 0.75, 0.5, 0.25, 0.1)
 AMP = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -91,14 +92,34 @@ class Run:
         """Give the model NEq: these lines are all that a training script needs."""
         neq.convert(self.model, propagate=self.method.propagate)
         neq.protect(self.optimizer, self.model)
-        probe = [self._to_device(x) for x, _ in evaluation_batches(self.data.probe, 50)]
+        setting = Setting(
+            self.settings.seed,
+            self.recipe.budget_kinds,
+            self._profile,
+            calibrate=not torch.are_deterministic_algorithms_enabled(),
+        )
+        # On the host: every update moves it to the device batch by batch.
+        probe = [self._laid_out(x) for x, _ in evaluation_batches(self.data.probe, 50)]
         return neq.Equilibrium(
             self.model,
             probe,
-            selector=self.method.selector(self.settings.seed, self.recipe.budget_kinds),
+            selector=self.method.selector(setting),
             momentum=self.recipe.mu,
             definition=self.settings.definition,
         )
+
+    def _profile(self) -> Any:
+        images, _ = next(
+            iter(training_batches(self.data.train, self.recipe.batch_size, seed=0, epoch=0))
+        )
+        with self._autocast():
+            return neq.profile(
+                self.model.train(),
+                self._to_device(images),
+                active=SHARES,
+                seconds=0.05,
+                clock=self.how.clock,
+            )
 
     def train(self, after_step: Callable[[], object] = lambda: None) -> list[dict[str, float]]:
         """Train what is left; one row per epoch. ``after_step`` is called after every step."""
@@ -151,15 +172,17 @@ class Run:
     def _end_epoch(self, begun: float) -> dict[str, float]:
         rate = self.optimizer.param_groups[0]["lr"]
         frozen = _frozen_share(self.history[-1])
-        metric = self.evaluate()
-        probe = 0.0 if self.tracker is None else self.tracker.update().seconds
+        noted = {self.recipe.metric: self.evaluate(), "backward_ms": self.backward.milliseconds()}
+        probe = 0.0
+        if self.tracker is not None:
+            self.tracker.log(**noted)
+            probe = self.tracker.update().seconds
         return {
             "epoch": self.epoch,
             "loss": self.loss / self.steps,
-            self.recipe.metric: metric,
+            **noted,
             "frozen": frozen,
             "lr": rate,
-            "backward_ms": self.backward.milliseconds(),
             "probe_s": probe,
             "seconds": time.perf_counter() - begun,
         }
@@ -181,8 +204,11 @@ class Run:
         return torch.autocast(torch.device(self.device).type, dtype, enabled=dtype is not None)
 
     def _to_device(self, images: Tensor) -> Tensor:
+        return self._laid_out(images.to(self.device, non_blocking=True))
+
+    def _laid_out(self, images: Tensor) -> Tensor:
         layout = torch.channels_last if self.settings.channels_last else torch.contiguous_format
-        return images.to(self.device, non_blocking=True).contiguous(memory_format=layout)
+        return images.contiguous(memory_format=layout)
 
     def _masks(self) -> dict[str, Tensor]:
         return {name: active.mask() for name, active in neq.get_active(self.model).items()}

@@ -12,21 +12,21 @@ from torch import nn
 
 from neq_kernels.active import ActiveSet
 from neq_kernels.distributed import WORLD, Peers
-from neq_kernels.layer import NEqLayer
 from neq_kernels.planner import plan
-from neq_kernels.sets import sets_of
 
 from . import checkpoint
+from .choice import Choice
 from .exclusion import Exclusion
 from .history import History
 from .layers import Layers
-from .measure import Carried, Finding, Measure, kind_of, warn_not_finite
+from .measure import Carried, Finding, Measure, warn_not_finite
 from .memory import Memory, megabytes, memory_of
 from .probe import Forward, Probe
 from .report import Report, row
-from .selectors import Scores, Selector, Velocity, needs, select
+from .selectors import Selector, Velocity, needs
+from .timing import Timing
 from .undisturbed import unwrapped
-from .velocity import Track, check_momentum, get_definition
+from .velocity import check_momentum, get_definition
 
 
 class Equilibrium:
@@ -118,6 +118,7 @@ class Equilibrium:
         self._layers = Layers(self.model)
         self._exclusion = Exclusion.of(exclude, self.model, self._layers.sizes)
         self._passes = 0
+        self._timing = Timing(model, self.selector, self._peers)
         self._carried = Carried()
         self.history = History()
         self._ended: float | None = None
@@ -146,18 +147,20 @@ class Equilibrium:
         excluded = self._exclusion.names
         layers = {name: m for name, m in self._layers.live().items() if name not in excluded}
         measured = self._measure.run(layers, self._carried, self.momentum)
+        timed = self._timing.ended(self.history)
         exclusion = self._exclusion
         with self._peers.together("update()"):
             if self._passes == 0:
                 exclusion = exclusion.settled(measured.head, self._layers.sizes)
             findings = {n: f for n, f in measured.findings.items() if n not in exclusion.names}
-            sets = self._choose(findings)
+            sets = Choice(
+                self._layers.live(), self._passes, self.warmup, self._definition.inclusive
+            ).sets(self.selector, findings)
         self._layers.activate(self._peers.first(sets))
         states = {name: found.state for name, found in findings.items() if found.state}
         self._carried, self._exclusion = replace(measured.carried, states=states), exclusion
         self._passes += 1
-        report = self._report(findings, started)
-        self._record(report, findings)
+        report = self._record(findings, started, timed)
         warn_not_finite(findings)
         return report
 
@@ -237,61 +240,11 @@ class Equilibrium:
                 "state on all, or pass process_group=None to measure each on its own"
             )
 
-    def _record(self, report: Report, findings: Mapping[str, Finding]) -> None:
-        sets = {name: layer.active for name, layer in self._layers.live().items()}
-        velocities = [found.track["velocity"] for found in findings.values() if found.track]
-        epsilon = getattr(self.selector, "epsilon", None)
-        self.history.add(report, sets, velocities, epsilon)
-        if prediction := getattr(self.selector, "prediction", None):
-            self.history.log(predicted_ms=prediction.ms)
-
-    def _choose(self, findings: Mapping[str, Finding]) -> dict[str, ActiveSet]:
-        """The sets until the next update: full in the warm-up and where nothing was compared."""
-        layers = self._layers.live()
-        if self._passes == 0:
-            return self._first(findings)
-        sets = {name: ActiveSet.full(layers[name].size) for name in findings}
-        if self._passes >= self.warmup:
-            scores = {
-                name: self._scores(layers[name], found.track)
-                for name, found in findings.items()
-                if found.track
-            }
-            masks = select(self.selector, scores)
-            sets.update(zip(masks, sets_of(list(masks.values())), strict=True))
-        return sets
-
-    def _first(self, findings: Mapping[str, Finding]) -> dict[str, ActiveSet]:
-        """The sets of the first epoch: as they are, unless without warm-up the selector chooses."""
-        first = getattr(self.selector, "first", None)
-        if first is None or self.warmup > 0:
-            return {}
-        layers = self._layers.live()
-        scores = {
-            name: self._scores(layers[name], found.state.track)
-            for name, found in findings.items()
-            if found.state
-        }
-        chosen = first(scores)
-        masks = {} if chosen is None else select(lambda scores: chosen, scores)
-        return dict(zip(masks, sets_of(list(masks.values())), strict=True))
-
-    def _scores(self, layer: NEqLayer, track: Track) -> Scores:
-        return Scores(
-            velocity=track["velocity"].clone(),
-            similarity=track["similarity"].clone(),
-            active=layer.chosen.mask(),
-            parameters=sum(p.numel() for _, p, _ in layer.neuron_parameters()) // layer.size,
-            kind=kind_of(layer),
-            epoch=self._passes,
-            inclusive=self._definition.inclusive,
-        )
-
-    def _report(self, findings: Mapping[str, Finding], started: float) -> Report:
+    def _record(self, findings: Mapping[str, Finding], started: float, timed: str) -> Report:
         now, before = time.perf_counter(), self._ended
         self._ended = now
         layers = self._layers.live()
-        return Report(
+        report = Report(
             epoch=self.epoch,
             layers=tuple(row(name, layers[name], found) for name, found in findings.items()),
             excluded=self._exclusion.names,
@@ -299,9 +252,13 @@ class Equilibrium:
             warming_up=0 < self.epoch < self.warmup,
             seconds=now - started,
             share=None if before is None else (now - started) / (now - before),
-            note=str(getattr(self.selector, "prediction", None) or ""),
             remembered=f"{self._carried.level}, {megabytes(self._carried.nbytes)}",
         )
+        sets = {name: layer.active for name, layer in layers.items()}
+        velocities = [found.track["velocity"] for found in findings.values() if found.track]
+        self.history.add(report, sets, velocities, getattr(self.selector, "epsilon", None))
+        lines = [line for line in (timed, self._timing.chosen(self.history)) if line]
+        return replace(report, note="\n".join(lines))
 
 
 def _check_warmup(warmup: int) -> int:

@@ -1,20 +1,23 @@
-"""Running a model on the side: eval mode, no gradient, eager, and everything as found
-afterwards."""
+"""Running a model on the side: in eval mode or as it is, no gradient, eager, and everything as
+found afterwards."""
 
 from __future__ import annotations
 
 import random
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 
 import torch
 from torch import nn
 
 
 @contextmanager
-def undisturbed(model: nn.Module, generators: Iterable[torch.Generator] = ()) -> Iterator[None]:
-    """Evaluate inside, and leave no trace, also when the body raises.
+def undisturbed(
+    model: nn.Module, generators: Iterable[torch.Generator] = (), *, evaluate: bool = True
+) -> Iterator[None]:
+    """Evaluate inside, or without `evaluate` run the model in the mode it is in, and leave no
+    trace, also when the body raises.
 
     Restored are every module's `training` flag, buffers, the random state of torch (CPU and CUDA),
     Python, NumPy and `generators`, and torch's global switches. autocast stays as the caller has
@@ -23,8 +26,8 @@ def undisturbed(model: nn.Module, generators: Iterable[torch.Generator] = ()) ->
     with ExitStack() as stack:
         for context in (
             _random_state(generators),
-            _buffers(model),
-            _eval_mode(model),
+            _buffers(model, unseen=not evaluate),
+            _eval_mode(model) if evaluate else nullcontext(),
             _plain_forward(),
         ):
             stack.enter_context(context)
@@ -45,7 +48,9 @@ def _eval_mode(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _buffers(model: nn.Module) -> Iterator[None]:
+def _buffers(model: nn.Module, unseen: bool) -> Iterator[None]:
+    """`unseen`: whether buffers may change without a new version, as a batch norm's statistics do
+    in training."""
     found = [
         (module, name, buffer, buffer._version, buffer.clone())
         for module in model.modules()
@@ -57,7 +62,7 @@ def _buffers(model: nn.Module) -> Iterator[None]:
     finally:
         with torch.no_grad():
             for module, name, buffer, version, content in found:
-                if buffer._version != version:
+                if unseen or buffer._version != version:
                     buffer.copy_(content)
                 now = module._buffers.get(name)
                 # Of another shape, it is a cache that grew; its module may know the new length.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -16,7 +17,7 @@ from neq_kernels.example import outputs_with_graph
 from neq_kernels.gradients import Needed
 from neq_kernels.profile.calls import Call, capture
 from neq_kernels.profile.cuts import find_cuts
-from neq_kernels.profile.measure import Bench, interleave, step_ms
+from neq_kernels.profile.measure import Bench, Clock, interleave, step_ms
 from neq_kernels.profile.result import LayerTime, Profile
 
 __all__ = ["LayerTime", "Profile", "profile"]
@@ -29,6 +30,7 @@ def profile(
     *,
     seconds: float = 0.2,
     progress: bool = True,
+    clock: Clock = time.perf_counter,
 ) -> Profile:
     """Measure the backward of every layer of ``model``, dense and with a share of its neurons.
 
@@ -39,13 +41,16 @@ def profile(
 
     Args:
         model: converted or not (then all of it is converted for the time being); may be compiled or
-            wrapped in DistributedDataParallel.
+            wrapped in DistributedDataParallel. In train mode, as it will be: `forward_ms` and
+            `backward_ms` are of the mode it is in.
         example_input: what the model takes: a tensor, a tuple of arguments or a mapping of
             keywords, with the batch size, dtype and memory format of training. Call under
             ``torch.autocast`` what trains under it.
         active: shares of active neurons, each in (0, 1].
         seconds: how long to measure each geometry at each share.
         progress: show a progress bar, if tqdm is installed.
+        clock: reads seconds on a CPU. On a machine that does other work too, and with one thread
+            (torch.set_num_threads(1)), `time.thread_time` is better: processor time.
 
     Raises:
         ValueError: a share that is not in (0, 1], or nothing to measure in ``model``.
@@ -67,11 +72,13 @@ def profile(
             )
         device = next(call.dy.device for found in calls.values() for call in found)
         kinds = {name: layer.origin.__name__ for name, layer in converted_layers(model).items()}
-        forward_ms, backward_ms = _step(model, example_input, device)
-        cuts = find_cuts(model, example_input)
+        forward_ms, backward_ms = _step(model, example_input, device, clock)
+        cuts = find_cuts(model, example_input, clock)
     distinct = list(dict.fromkeys(call for found in calls.values() for call in found))
     with undisturbed(model):
-        measured = {call: _measure(call, active, seconds) for call in _shown(distinct, progress)}
+        measured = {
+            call: _measure(call, active, seconds, clock) for call in _shown(distinct, progress)
+        }
     rows = [
         _layer(name, kinds[name], share, [measured[call][i] for call in found])
         for i, share in enumerate(active)
@@ -81,7 +88,7 @@ def profile(
     return Profile(tuple(rows), forward_ms, backward_ms, cuts)
 
 
-def _measure(call: Call, active: Sequence[float], seconds: float) -> list[LayerTime]:
+def _measure(call: Call, active: Sequence[float], seconds: float, clock: Clock) -> list[LayerTime]:
     """One row per share, without a name."""
     bench, device = Bench(call), call.dy.device
     full = bench.active(call.size)
@@ -96,7 +103,7 @@ def _measure(call: Call, active: Sequence[float], seconds: float) -> list[LayerT
         if count < call.size:
             paths = planner.ways(bench.geometry(channels))
             ways |= {path: bench.way(channels, path) for path in paths}
-        ms = interleave(ways, seconds, device)
+        ms = interleave(ways, seconds, device, clock)
         path = "plain"
         if count < call.size:
             path = min(paths, key=ms.__getitem__)
@@ -140,10 +147,12 @@ def _converted(model: nn.Module) -> Iterator[None]:
         revert(model)
 
 
-def _step(model: nn.Module, example_input: Any, device: torch.device) -> tuple[float, float]:
+def _step(
+    model: nn.Module, example_input: Any, device: torch.device, clock: Clock
+) -> tuple[float, float]:
     parameters = [p for p in model.parameters() if p.requires_grad]
-    with undisturbed(model), torch.enable_grad():
-        return step_ms(lambda: outputs_with_graph(model, example_input), parameters, device)
+    with undisturbed(model, evaluate=False), torch.enable_grad():
+        return step_ms(lambda: outputs_with_graph(model, example_input), parameters, device, clock)
 
 
 def _shown(calls: list[Call], progress: bool) -> Any:

@@ -41,12 +41,14 @@ class Cut:
     below_ms: float
 
 
-def find_cuts(model: nn.Module, example_input: Any) -> tuple[Cut, ...]:
+def find_cuts(
+    model: nn.Module, example_input: Any, clock: Callable[[], float] = time.perf_counter
+) -> tuple[Cut, ...]:
     """Every prefix of the converted layers of `model`, none first, whole last; the model stays as
     it was. All its neurons must be active."""
-    with undisturbed(model), torch.enable_grad():
+    with undisturbed(model, evaluate=False), torch.enable_grad():
         graph, order, nodes = _graph(model, example_input)
-        arrivals = _median([_arrivals(model, example_input) for _ in range(ROUNDS)][1:])
+        arrivals = _median([_arrivals(model, example_input, clock) for _ in range(ROUNDS)][1:])
     layers = converted_layers(model)
     owners = {id(p): n for n in order for p in layers[n].parameters(recurse=False)}
     cuts = []
@@ -86,7 +88,7 @@ def _graph(
     return graph, list(nodes), nodes
 
 
-def _arrivals(model: nn.Module, example_input: Any) -> dict[str, float]:
+def _arrivals(model: nn.Module, example_input: Any, clock: Callable[[], float]) -> dict[str, float]:
     """Milliseconds from the last arrival of a gradient at each layer's outputs until the backward's
     end; "" from its beginning."""
     device = next(model.parameters()).device
@@ -95,7 +97,7 @@ def _arrivals(model: nn.Module, example_input: Any) -> dict[str, float]:
     def noting(name: str) -> Callable[..., None]:
         def note(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             if output.requires_grad:
-                output.register_hook(lambda gradient: marks.update({name: _mark(device)}))
+                output.register_hook(lambda gradient: marks.update({name: _mark(device, clock)}))
 
         return note
 
@@ -103,18 +105,18 @@ def _arrivals(model: nn.Module, example_input: Any) -> dict[str, float]:
     with _hooks(model, noting):
         leaves = outputs_with_graph(model, example_input)
         ones = [torch.ones_like(leaf) for leaf in leaves]
-        marks[""] = _mark(device)
+        marks[""] = _mark(device, clock)
         torch.autograd.grad(leaves, parameters, ones, allow_unused=True)
-    end = _mark(device)
+    end = _mark(device, clock)
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         return {name: mark.elapsed_time(end) for name, mark in marks.items()}
     return {name: (end - mark) * 1e3 for name, mark in marks.items()}
 
 
-def _mark(device: torch.device) -> Any:
+def _mark(device: torch.device, clock: Callable[[], float]) -> Any:
     if device.type != "cuda":
-        return time.perf_counter()
+        return clock()
     event = torch.cuda.Event(enable_timing=True)
     event.record()
     return event

@@ -21,6 +21,7 @@ from neq_kernels.gradients import (
 )
 from neq_kernels.profile.calls import Call
 
+Clock = Callable[[], float]
 # More than a last-level cache's share: a layer in a network finds its inputs there no more either.
 COLD_BYTES = 64 << 20
 MOST_SETS = 8
@@ -71,10 +72,13 @@ class Bench:
 
 
 def interleave(
-    ways: Mapping[str, Callable[[int], object]], seconds: float, device: torch.device
+    ways: Mapping[str, Callable[[int], object]],
+    seconds: float,
+    device: torch.device,
+    read: Clock = time.perf_counter,
 ) -> dict[str, float]:
     """Median milliseconds of each way; they take turns, each round in the other direction."""
-    clock = _CudaClock(device) if device.type == "cuda" else _HostClock()
+    clock = _CudaClock(device) if device.type == "cuda" else _HostClock(read)
     times: dict[str, list[float]] = {name: [] for name in ways}
     order = list(ways)
     with torch.no_grad():
@@ -91,10 +95,13 @@ def interleave(
 
 
 class _HostClock:
+    def __init__(self, read: Clock) -> None:
+        self._read = read
+
     def time(self, run: Callable[[], object]) -> float:
-        begun = time.perf_counter()
+        begun = self._read()
         run()
-        return (time.perf_counter() - begun) * 1e3
+        return (self._read() - begun) * 1e3
 
 
 class _CudaClock:
@@ -116,7 +123,10 @@ class _CudaClock:
 
 
 def step_ms(
-    forward: Callable[[], Sequence[Tensor]], parameters: Sequence[Tensor], device: torch.device
+    forward: Callable[[], Sequence[Tensor]],
+    parameters: Sequence[Tensor],
+    device: torch.device,
+    clock: Clock = time.perf_counter,
 ) -> tuple[float, float]:
     """Milliseconds of a model's forward and backward."""
 
@@ -127,14 +137,14 @@ def step_ms(
     times = []
     for _ in range(4):
         wait()
-        begun = time.perf_counter()
+        begun = clock()
         leaves = forward()
         wait()
-        middle = time.perf_counter()
+        middle = clock()
         torch.autograd.grad(
             leaves, parameters, [torch.ones_like(leaf) for leaf in leaves], allow_unused=True
         )
         wait()
-        times.append((middle - begun, time.perf_counter() - middle))
+        times.append((middle - begun, clock() - middle))
     forwards, backwards = zip(*times[1:], strict=True)
     return median(forwards) * 1e3, median(backwards) * 1e3

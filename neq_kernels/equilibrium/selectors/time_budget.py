@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -34,17 +34,18 @@ class Prediction:
         return self.dense_ms / max(self.ms, 1e-9)
 
     def __str__(self) -> str:
-        return self.against(None)
-
-    def against(self, measured_ms: float | None) -> str:
-        """One line; beside the prediction the milliseconds that the user has measured."""
-        line = (
+        return (
             f"backward predicted {self.ms:.3g} ms of {self.dense_ms:.3g} ({self.speedup:.2f}x), "
             f"{self.active} of {self.neurons} neurons active, first {self.prefix} layers frozen"
         )
-        if measured_ms is None:
-            return line
-        return f"{line}; measured {measured_ms:.3g} ms ({self.dense_ms / measured_ms:.2f}x)"
+
+    def against(self, measured_ms: float) -> str:
+        """One line, what was measured beside what was predicted, milliseconds."""
+        return (
+            f"backward of the last epoch: predicted {self.ms:.3g} ms of {self.dense_ms:.3g} "
+            f"({self.speedup:.2f}x), measured {measured_ms:.3g} ms "
+            f"({self.dense_ms / measured_ms:.2f}x)"
+        )
 
 
 class TimeBudget:
@@ -58,11 +59,18 @@ class TimeBudget:
     whose active neurons move most, the sum of |v_t|, is kept. Neurons of norms have no price: they
     freeze with the prefix only.
 
+    An `Equilibrium` times the backward of training, and tells: an epoch with all neurons active
+    says what dense really takes, an epoch with frozen ones how much of what was promised was saved.
+    What cannot be reached by what was measured so far is come as near to as can be.
+
     Args:
         speedup: of the backward, at least 1.
         profile: what `neq.profile(model, example_input)` has measured on this machine, with the
             batch size of training; more shares, such as ``active=(1, .75, .5, .25, .1)``, make
-            better predictions.
+            better predictions. Of the model in train mode.
+        calibrate: whether to learn from what is measured in training. Without, the choice depends
+            on velocities and `profile` alone, and a run that is killed and resumed chooses as if it
+            had not been.
 
     Attributes:
         prediction: of the last choice; None before it.
@@ -74,7 +82,7 @@ class TimeBudget:
 
     needs = "velocity"
 
-    def __init__(self, speedup: float, profile: Any) -> None:
+    def __init__(self, speedup: float, profile: Any, *, calibrate: bool = True) -> None:
         if not 1 <= speedup < float("inf"):
             raise ValueError(f"speedup: expected a number >= 1, got {speedup!r}")
         if not getattr(profile, "cuts", None):
@@ -82,17 +90,30 @@ class TimeBudget:
                 "profile: expected what neq.profile(model, example_input) returned, got "
                 f"{type(profile).__name__}"
             )
-        self.speedup = float(speedup)
+        self.speedup, self.calibrate = float(speedup), bool(calibrate)
         self._cost = BackwardCost(profile)
         self.prediction: Prediction | None = None
         self._check(min(self._least(cut, set(self._cost.layers)) for cut in self._cost.cuts))
 
+    def measured(self, ms: float) -> None:
+        """The backward has taken `ms` per step since the last choice."""
+        if not self.calibrate:
+            return
+        if self.prediction is None:
+            self._cost.saw_dense(ms)
+        else:
+            self._cost.saw(self.prediction.ms, ms)
+
     def __call__(self, scores: Mapping[str, Scores]) -> dict[str, Tensor]:
         cuts = [cut for cut in self._cost.cuts if set(cut.frozen) <= set(scores)]
-        self._check(min(self._least(cut, set(scores)) for cut in cuts))
+        least = min(self._least(cut, set(scores)) for cut in cuts)
+        if not self._cost.measured:
+            self._check(least)
+        # A little more than wanted, for rounding.
+        limit = max(self._cost.dense_ms / self.speedup, least) * (1 + 1e-9)
         # Of what is not known, NaN, nothing is frozen unless with a prefix: it comes first.
         worth = {n: s.velocity.abs().nan_to_num(nan=torch.inf) for n, s in scores.items()}
-        fillings = [found for cut in cuts if (found := self._fill(cut, worth)) is not None]
+        fillings = [found for cut in cuts if (found := self._fill(cut, worth, limit)) is not None]
         masks, cut, ms = max(fillings, key=lambda found: (_moving(worth, found[0]), -found[2]))
         self.prediction = Prediction(
             self._cost.dense_ms,
@@ -104,11 +125,10 @@ class TimeBudget:
         return masks
 
     def _fill(
-        self, cut: Any, worth: Mapping[str, Tensor]
+        self, cut: Any, worth: Mapping[str, Tensor], limit: float
     ) -> tuple[dict[str, Tensor], Any, float] | None:
         """The best masks with the prefix of `cut` frozen, the cut, and their time; None if even
-        with all the rest frozen it takes too long."""
-        limit = self._cost.dense_ms / self.speedup
+        with all the rest frozen it takes more than `limit` milliseconds."""
         priced = [n for n in worth if n in self._cost.layers and n not in cut.frozen]
         order, owners = self._order(priced, worth)
 
@@ -159,11 +179,19 @@ class TimeBudget:
             )
 
     def state_dict(self) -> dict[str, Any]:
-        return {"speedup": self.speedup, "cost": self._cost.state_dict()}
+        prediction = None if self.prediction is None else asdict(self.prediction)
+        return {
+            "speedup": self.speedup,
+            "calibrate": self.calibrate,
+            "cost": self._cost.state_dict(),
+            "prediction": prediction,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.speedup = float(state["speedup"])
+        prediction = state["prediction"]
+        self.speedup, self.calibrate = float(state["speedup"]), state["calibrate"]
         self._cost.load_state_dict(state["cost"])
+        self.prediction = None if prediction is None else Prediction(**prediction)
 
     def __repr__(self) -> str:
         return f"TimeBudget(speedup={self.speedup:g})"
