@@ -1,5 +1,5 @@
-"""What a pruned network is: how much is left, what it costs before and after it is shrunk, how sharp
-its minimum is and how class-specific its units are."""
+"""What a pruned network is: how much is left, what it costs before and after it is shrunk, how
+sharp its minimum is and how class-specific its units are."""
 
 from __future__ import annotations
 
