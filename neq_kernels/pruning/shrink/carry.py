@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 import neq_kernels.pruning.masks as masks
+from neq_kernels.optim.rows import check_model
+from neq_kernels.optim.unwrap import unwrap as innermost
 from neq_kernels.pruning.shrink.surgery import Cut
 from neq_kernels.pruning.shrink.trace import Leaf
-
-_HOLDERS = "optimizer", "optim"
 
 
 def unwrap(optimizer: Any, model: nn.Module) -> Optimizer:
@@ -22,21 +22,8 @@ def unwrap(optimizer: Any, model: nn.Module) -> Optimizer:
         TypeError: there is none.
         ValueError: it steps no parameter of ``model``.
     """
-    inner = optimizer
-    while not isinstance(inner, Optimizer) or any(hasattr(inner, name) for name in _HOLDERS):
-        held = [getattr(inner, name) for name in _HOLDERS if hasattr(inner, name)]
-        if not held:
-            raise TypeError(
-                "optimizer: expected a torch.optim.Optimizer, or what holds one in its attribute "
-                f"'optimizer' or 'optim', got {type(optimizer).__name__}"
-            )
-        inner = held[0]
-    own = {id(p) for p in model.parameters()}
-    if not any(id(p) in own for group in inner.param_groups for p in group["params"]):
-        raise ValueError(
-            "optimizer: expected one that steps parameters of the model, got one that steps none "
-            "of them; pass the optimizer that trains this model"
-        )
+    inner = innermost(optimizer)
+    check_model(inner, model, "pass the optimizer that trains this model")
     return inner
 
 
