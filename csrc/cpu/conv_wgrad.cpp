@@ -3,15 +3,17 @@
 // for few active channels, of which vendor kernels compute whole vectors.
 //
 // dw[i, j] is the product of two long rows: one of dy's channel, and one of x for weight j. Samples
-// are staged, some at a time, as floats (doubles) with the zeros of the padding, dy in the same
-// pitch as x with zeros in between. The row of x for a weight is then where its channel was staged,
-// a few elements on: nothing is unfolded. With a stride, x is staged once per phase of it. One loop
-// without borders multiplies a few rows by a few columns in registers (conv_wgrad_loops.h).
+// are staged, some at a time, as floats (doubles) with the zeros of the padding, which neighbouring
+// rows share, dy in the same pitch as x with zeros in between. The row of x for a weight is then
+// where its channel was staged, a few elements on: nothing is unfolded. With a stride, x is staged
+// once per phase of it. One loop without borders multiplies a few rows by a few columns in
+// registers (conv_wgrad_loops.h).
 //
 // The work is cut into tasks by the sizes alone, and their sums are added in order: the number of
 // threads changes no bit.
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 #include "conv_wgrad_plan.h"
 #include "element.h"
@@ -19,23 +21,6 @@
 
 namespace neq::conv {
 namespace {
-
-// Which steps of a phase lie in x, and the first of them in it.
-struct Range {
-  int64_t begin;
-  int64_t end;
-  int64_t first;
-
-  bool empty() const noexcept { return begin == end; }
-
-  static Range of(const Axis& axis, int64_t phase, int64_t pitch) noexcept {
-    const int64_t before = axis.padding - phase;  // steps * stride - before is the place in x
-    const int64_t begin = before > 0 ? std::min(divide_up(before, axis.stride), pitch) : 0;
-    const int64_t last = axis.in + before;
-    const int64_t end = last <= 0 ? 0 : std::min(divide_up(last, axis.stride), pitch);
-    return {begin, std::max(begin, end), begin * axis.stride - before};
-  }
-};
 
 class Task {
  public:
@@ -53,7 +38,7 @@ class Task {
     const int64_t first = block_start(part_, call_.channel_blocks, c_.inputs);
     const int64_t last = block_start(part_ + 1, call_.channel_blocks, c_.inputs);
     clear_sums(first, last);
-    std::memset(columns_, 0, call_.channels * call_.phases() * call_.column * call_.scalar);
+    clear_columns();
     for (int64_t n = begin; n < end; n += call_.samples) {
       const int64_t samples = std::min(call_.samples, end - n);
       stage_rows(n, samples);
@@ -80,6 +65,26 @@ class Task {
     }
   }
 
+  // What staging leaves as it is: all of phases that never meet x, and what lies before x in
+  // others; where channels are turned, the zeros between rows, too.
+  void clear_columns() const noexcept {
+    for (int64_t phase = 0; phase < call_.phases(); ++phase) {
+      const auto [tall, wide] = ranges(phase);
+      int64_t length = tall.begin * call_.steps[1].pitch + wide.begin;
+      if (c_.x.channel == 1 || tall.empty() || wide.empty()) length = call_.column;
+      for (int64_t k = 0; k < call_.channels; ++k) {
+        zero(columns_ + k * channel_bytes() + phase * call_.column * call_.scalar, 0, length);
+      }
+    }
+  }
+
+  // The steps of a phase that lie in x, along both dimensions.
+  std::pair<Range, Range> ranges(int64_t phase) const noexcept {
+    const int64_t phases = call_.steps[1].phases;
+    return {Range::of(c_.axis[0], phase / phases, call_.steps[0].count),
+            Range::of(c_.axis[1], phase % phases, call_.steps[1].count)};
+  }
+
   // Elements of the staged type from `from` on, up to `to`.
   void zero(char* tile, int64_t from, int64_t to) const noexcept {
     if (to > from) std::memset(tile + from * call_.scalar, 0, (to - from) * call_.scalar);
@@ -101,14 +106,14 @@ class Task {
       row = length;
       rows = 1;
     }
-    const depthwise::Place place = {call_.plane, row, gap, call_.plane - rows * row};
-    const depthwise::Rows from = {source,  {sample_stride, step[0], step[1]}, samples, rows, length,
-                                  readable};
-    call_.staging->stage(tile + start * call_.scalar, place, from);
+    const staging::Place place = {call_.plane, row, gap, call_.plane - rows * row};
+    const staging::Rows from = {source,  sample_stride, step[0], step[1],
+                                samples, rows,          length,  readable};
+    call_.staging->copy(tile + start * call_.scalar, place, from);
   }
 
   void stage_rows(int64_t n, int64_t samples) const noexcept {
-    const depthwise::Strides& dy = c_.dy;
+    const Strides& dy = c_.dy;
     const Range tall = {0, c_.axis[0].out, 0};
     const Range wide = {0, c_.axis[1].out, 0};
     for (int64_t i = 0; i < call_.count; ++i) {
@@ -123,10 +128,7 @@ class Task {
   void stage_columns(int64_t n, int64_t samples, int64_t channel, int64_t channels) const noexcept {
     const bool side_by_side = c_.x.channel == 1 && channels > 1;
     for (int64_t phase = 0; phase < call_.phases(); ++phase) {
-      const int64_t a = phase / call_.steps[1].phases;
-      const int64_t b = phase % call_.steps[1].phases;
-      const Range tall = Range::of(c_.axis[0], a, call_.steps[0].pitch);
-      const Range wide = Range::of(c_.axis[1], b, call_.steps[1].pitch);
+      const auto [tall, wide] = ranges(phase);
       char* const tile = columns_ + phase * call_.column * call_.scalar;
       // Where nothing begins may be no address at all.
       if (tall.empty() || wide.empty()) continue;
@@ -171,7 +173,7 @@ class Task {
                                    from + k * step, offsets, std::min(kMost, length - k), channels,
                                    call_.x_end);
         }
-        const int64_t spilled = round_up(length, depthwise::kMaxLanes) - length;
+        const int64_t spilled = round_up(length, staging::kMaxLanes) - length;
         if (spilled == 0) continue;
         for (int64_t k = 0; k < channels; ++k) {
           zero(tile + k * channel_bytes(), at + length, at + length + spilled);
@@ -181,28 +183,34 @@ class Task {
   }
 
   void multiply(int64_t channel, int64_t channels) const noexcept {
+    const Kernels& kernels = *call_.kernels;
     const int64_t taps = c_.taps();
     const void* rows[kMostRows];
     const void* columns[kMostColumns];
-    for (int64_t i = 0; i < call_.count; i += call_.kernels->rows) {
-      const int64_t here = std::min(call_.kernels->rows, call_.count - i);
-      for (int64_t r = 0; r < here; ++r) rows[r] = rows_ + (i + r) * call_.row * call_.scalar;
-      for (int64_t k = 0; k < channels * taps; k += kMostColumns) {
-        const int64_t wide = std::min(kMostColumns, channels * taps - k);
-        for (int64_t c = 0; c < wide; ++c) columns[c] = column_of((k + c) / taps, (k + c) % taps);
-        call_.kernels->multiply(sums(i, channel * taps + k), call_.columns, rows, here, columns,
-                                wide, call_.length);
+    // As many in each tile as there are in any other, or one less: no tile is left with few.
+    const int64_t tall = divide_up(call_.count, kernels.rows);
+    for (int64_t i = 0; i < tall; ++i) {
+      const int64_t row = block_start(i, tall, call_.count);
+      const int64_t row_count = block_start(i + 1, tall, call_.count) - row;
+      for (int64_t r = 0; r < row_count; ++r) {
+        rows[r] = rows_ + (row + r) * call_.row * call_.scalar;
+      }
+      const int64_t wide = divide_up(channels * taps, kernels.columns[row_count - 1]);
+      const char* x = columns_;
+      int64_t tap = 0;
+      for (int64_t k = 0; k < wide; ++k) {
+        const int64_t column = block_start(k, wide, channels * taps);
+        const int64_t column_count = block_start(k + 1, wide, channels * taps) - column;
+        for (int64_t c = 0; c < column_count; ++c) {
+          columns[c] = x + call_.offsets[tap];
+          if (++tap < taps) continue;
+          tap = 0;
+          x += channel_bytes();
+        }
+        kernels.multiply(sums(row, channel * taps + column), call_.columns, rows, row_count,
+                         columns, column_count, call_.length);
       }
     }
-  }
-
-  // Where the row of x for a weight starts.
-  const char* column_of(int64_t channel, int64_t tap) const noexcept {
-    const int64_t r = tap / c_.axis[1].kernel * c_.axis[0].dilation;
-    const int64_t s = tap % c_.axis[1].kernel * c_.axis[1].dilation;
-    const int64_t phase = r % c_.axis[0].stride * call_.steps[1].phases + s % c_.axis[1].stride;
-    const int64_t offset = r / c_.axis[0].stride * call_.steps[1].pitch + s / c_.axis[1].stride;
-    return columns_ + channel * channel_bytes() + (phase * call_.column + offset) * call_.scalar;
   }
 
   template <class Scalar>
@@ -230,6 +238,18 @@ class Task {
   int64_t block_;
   int64_t part_;
 };
+
+// Where the row of x for a weight starts.
+void find_offsets(const Call& call) noexcept {
+  const Convolution& c = call.convolution;
+  for (int64_t tap = 0; tap < c.taps(); ++tap) {
+    const int64_t r = tap / c.axis[1].kernel * c.axis[0].dilation;
+    const int64_t s = tap % c.axis[1].kernel * c.axis[1].dilation;
+    const int64_t phase = r % c.axis[0].stride * call.steps[1].phases + s % c.axis[1].stride;
+    const int64_t offset = r / c.axis[0].stride * call.steps[1].pitch + s / c.axis[1].stride;
+    call.offsets[tap] = (phase * call.column + offset) * call.scalar;
+  }
+}
 
 // One thread runs the tasks of a range one after the other, all in the first one's tile.
 void run_tasks(void* arg, int64_t begin, int64_t end) {
@@ -328,9 +348,11 @@ neq_status neq_conv_wgrad_cpu(const neq_tensor* dy, const neq_tensor* x, const i
     call.dy_end = neq::end_of(*dy);
     call.x_end = neq::end_of(*x);
     call.index = index;
-    char* const at = static_cast<char*>(scratch.data);
-    call.partial = at + (-reinterpret_cast<uintptr_t>(at) & (neq::depthwise::kCacheLine - 1));
+    char* const at = neq::first_line(static_cast<char*>(scratch.data));
+    call.offsets = reinterpret_cast<int64_t*>(at);
+    call.partial = at + call.offset_bytes();
     call.tiles = call.partial + call.partial_bytes();
+    find_offsets(call);
     run(parallel, call.tasks(), 1, run_tasks, &call);
   } else {
     call.count = 0;

@@ -8,14 +8,16 @@
 
 namespace neq::conv {
 
-// At most this many rows and columns at a time: their sums, and what is multiplied, fit registers.
-inline constexpr int64_t kMostRows = 8;
-inline constexpr int64_t kMostColumns = 3;
+// At most this many rows and columns at a time.
+inline constexpr int64_t kMostRows = 6;
+inline constexpr int64_t kMostColumns = 8;
 
 struct Kernels {
-  int64_t rows;  // how many of them the loop is fastest with
+  // How many rows fit registers, and with so many rows (less one) how many columns.
+  int64_t rows;
+  int64_t columns[kMostRows];
   // sums[r * pitch + c] += sum over k < length of rows[r][k] * columns[c][k]: of floats, or of
-  // doubles for fp64. `length` is a multiple of kStep.
+  // doubles for fp64. `length` is a multiple of kStep; no more rows and columns than fit.
   void (*multiply)(void* sums, int64_t pitch, const void* const* rows, int64_t row_count,
                    const void* const* columns, int64_t column_count, int64_t length);
 };

@@ -6,15 +6,15 @@
 namespace neq::conv {
 namespace {
 
-// Positions staged at a time, if a sample has no more: `kMostRows` rows of dy fill half of a first
-// cache. Channels of x are then staged as far as a part of the second cache takes them.
-constexpr int64_t kPositions = 768;
+// Positions staged at a time, if a sample has no more: adding up the lanes of the sums takes little
+// beside multiplying so many. Channels of x are then staged as far as a part of the second cache
+// takes them.
+constexpr int64_t kPositions = 2048;
 constexpr int64_t kStagedBytes = 192 << 10;
 // A task has at least this many multiplications, unless there is but one.
-constexpr int64_t kTaskWork = 1 << 18;
+constexpr int64_t kTaskWork = 1 << 20;
 constexpr int64_t kMostTasks = 16;
 constexpr int64_t kTaskChannels = 32;
-constexpr int64_t kMostPhases = 64;
 
 const Kernels& best_kernels(neq_dtype dtype) noexcept {
 #if defined(__x86_64__)
@@ -22,14 +22,6 @@ const Kernels& best_kernels(neq_dtype dtype) noexcept {
   if (neq_cpu_isa() >= NEQ_ISA_AVX2) return avx2_kernels(dtype);
 #endif
   return scalar_kernels(dtype);
-}
-
-const depthwise::Kernels& staging_kernels(neq_dtype dtype) noexcept {
-#if defined(__x86_64__)
-  if (neq_cpu_isa() >= NEQ_ISA_AVX512) return depthwise::avx512_kernels(dtype);
-  if (neq_cpu_isa() >= NEQ_ISA_AVX2) return depthwise::avx2_kernels(dtype);
-#endif
-  return depthwise::scalar_kernels(dtype);
 }
 
 neq_status unsupported() noexcept {
@@ -55,14 +47,14 @@ void cut_into_tasks(Call* call) noexcept {
 neq_status prepare(const neq_tensor* dy, const neq_tensor* x, int64_t width,
                    const neq_window* window, const neq_tensor* dw, Call* call) noexcept {
   Convolution& c = call->convolution;
-  const neq_status status = understand(dy, x, width, window, dw, depthwise::Groups::kOne, &c);
+  const neq_status status = understand(dy, x, width, window, dw, Groups::kOne, &c);
   if (status != NEQ_OK) return status;
   call->width = width;
   call->element = element_bytes(c.dtype);
   call->scalar = c.dtype == NEQ_F64 ? 8 : 4;
   if (c.empty() || width == 0) return NEQ_OK;
   call->kernels = &best_kernels(c.dtype);
-  call->staging = &staging_kernels(c.dtype);
+  call->staging = &staging::best_kernels(c.dtype);
   for (int d = 0; d < 2; ++d) call->steps[d] = Steps::of(c.axis[d]);
   constexpr int64_t kMost = 1 << 30;
   if (call->steps[0].phases > kMostPhases || call->steps[1].phases > kMostPhases ||
@@ -73,8 +65,8 @@ neq_status prepare(const neq_tensor* dy, const neq_tensor* x, int64_t width,
   call->samples = std::clamp<int64_t>(kPositions / call->plane, 1, c.batch);
   call->length = round_up(call->samples * call->plane, kStep);
   const int64_t beyond = call->steps[0].beyond * call->steps[1].pitch + call->steps[1].beyond;
-  call->row = call->length + depthwise::kMaxLanes;
-  call->column = round_up(call->length + beyond, kStep) + depthwise::kMaxLanes;
+  call->row = call->length + staging::kMaxLanes;
+  call->column = round_up(call->length + beyond, kStep) + staging::kMaxLanes;
   const int64_t channel_bytes = call->column * call->phases() * call->scalar;
   cut_into_tasks(call);
   const int64_t most = divide_up(c.inputs, call->channel_blocks);
@@ -86,7 +78,7 @@ neq_status prepare(const neq_tensor* dy, const neq_tensor* x, int64_t width,
   }
   call->tile_bytes =
       round_up((width * call->row + call->channels * call->phases() * call->column) * call->scalar,
-               depthwise::kCacheLine);
+               kCacheLine);
   return NEQ_OK;
 }
 

@@ -111,7 +111,7 @@ void place(const neq_tensor& dy, const neq_tensor& x, const int32_t* index, neq_
     place_channels(c, index, at + call->groups_bytes, &lanes);
     at += call->groups_bytes + call->index_bytes;
   }
-  plan.tiles = at + (-reinterpret_cast<uintptr_t>(at) & (kCacheLine - 1));
+  plan.tiles = first_line(at);
 }
 
 // One thread runs the tasks of a range one after the other, all in the first one's tile.

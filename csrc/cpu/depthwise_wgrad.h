@@ -5,11 +5,14 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "depthwise_convolution.h"
+#include "convolution.h"
+#include "cpu/cache.h"
+#include "cpu/staging.h"
 #include "neq/neq.h"
-#include "tensor.h"
 
 namespace neq::depthwise {
+
+using staging::kMaxLanes;
 
 // Where the next vector lies, in elements of the sums' type.
 struct Pitch {
@@ -29,34 +32,9 @@ struct Walk {
   int64_t length() const noexcept { return units * rows * steps; }
 };
 
-// Rows of a tensor, units of them; pitches in elements. From `readable` on, memory may not be read.
-struct Rows {
-  const char* source;
-  Pitch pitch;
-  int64_t units;
-  int64_t rows;
-  int64_t length;
-  const char* readable;
-};
-
-// Where in a tile they go, and how many zeros follow each row, and each unit on top of that.
-struct Place {
-  int64_t unit;
-  int64_t row;
-  int64_t row_zeros;
-  int64_t unit_zeros;
-};
-
 struct Kernels {
   // Elements of a vector, of float or, for fp64, of double; a power of two.
   int64_t lanes;
-  // target[u][r][k] = source[u][r][k], as float (double), in this order, with zeros behind; may go
-  // on writing for less than a vector after those.
-  void (*stage)(void* target, const Place& place, const Rows& rows);
-  // target[k * pitch + lane] = source[k] at offsets[lane] bytes, as float (double), for k < length
-  // and lane < count; may write whole vectors of lanes. From `readable` on, as above.
-  void (*transpose)(void* target, int64_t pitch, const char* source, const int64_t* offsets,
-                    int64_t count, int64_t length, const char* readable);
   // sums[t] += dy * x[t] summed over the walk, for each of `taps` tiles and every lane on its own,
   // and bias += dy unless it is null. At most kMaxTaps of them. The sums in between have the tile's
   // type: keep walks at most kMaxWalk long.
@@ -66,9 +44,6 @@ struct Kernels {
 
 inline constexpr int64_t kMaxTaps = 9;
 inline constexpr int64_t kMaxWalk = 128;
-inline constexpr int64_t kCacheLine = 64;
-// Elements of the largest vector there is.
-inline constexpr int64_t kMaxLanes = 16;
 // Of tiles that are too large for a task each, fewer tasks share fewer.
 inline constexpr int64_t kScratchBytes = 64 << 20;
 
@@ -83,6 +58,7 @@ const Kernels& avx512_kernels(neq_dtype dtype) noexcept;
 struct Plan {
   const Convolution* convolution;
   const Kernels* kernels;
+  const staging::Kernels* staging;
   const char* dy;
   const char* x;
   const char* dy_end;
@@ -97,10 +73,6 @@ struct Plan {
   double* partial;
   char* tiles;  // of task t at t * tile_bytes, aligned to a cache line
 };
-
-inline int64_t round_up(int64_t n, int64_t multiple) noexcept {
-  return divide_up(n, multiple) * multiple;
-}
 
 // Bytes as whole cache lines, an odd number of them: neighbours a power of two apart would share
 // few places in a cache.

@@ -60,12 +60,12 @@ void stage_run(const Task& task, const Source& source, const char* from, int64_t
                char* target) noexcept {
   const LanePlan& plan = task.plan;
   if (plan.turned) {
-    plan.kernels->transpose(target, plan.pitch, from, source.offsets, task.channels, n, source.end);
+    plan.staging->transpose(target, plan.pitch, from, source.offsets, task.channels, n, source.end);
     return;
   }
   if (!source.compact) {
-    plan.kernels->stage(target, {0, plan.pitch, 0, 0},
-                        {from, {0, step, 1}, 1, n, task.channels, source.end});
+    plan.staging->copy(target, {0, plan.pitch, 0, 0},
+                       {from, 0, step, 1, 1, n, task.channels, source.end});
     return;
   }
   const bool narrow = plan.element != plan.scalar;
@@ -87,8 +87,8 @@ void stage_run(const Task& task, const Source& source, const char* from, int64_t
     }
   }
   if (!narrow) return;
-  plan.kernels->stage(target, {0, plan.pitch, 0, 0},
-                      {packed, {0, plan.pitch, 1}, 1, n, task.channels, packed + n * row_bytes});
+  plan.staging->copy(target, {0, plan.pitch, 0, 0},
+                     {packed, 0, plan.pitch, 1, 1, n, task.channels, packed + n * row_bytes});
 }
 
 void stage_x(const Task& task, const char* sample, const int64_t* origin, char* target) noexcept {
@@ -248,6 +248,7 @@ bool plan_lanes(const Convolution& c, const Kernels& kernels, int64_t width,
                 LanePlan* plan) noexcept {
   plan->convolution = &c;
   plan->kernels = &kernels;
+  plan->staging = &staging::best_kernels(c.dtype);
   plan->count = width;
   plan->element = element_bytes(c.dtype);
   plan->scalar = c.dtype == NEQ_F64 ? 8 : 4;

@@ -122,14 +122,10 @@ void stage_x(const PlanePlan& plan, const Units& units, const char* x, Scalar* t
       zero(target, first);
       const int64_t offset =
           units.sample * c.x.batch + rows.start * c.x.axis[0] + columns.start * c.x.axis[1];
-      plan.kernels->stage(
+      plan.staging->copy(
           first, {unit, pitch, pitch - columns.length, unit - rows.length * pitch},
-          {x + offset * plan.element,
-           {c.x.batch, c.axis[0].stride * c.x.axis[0], c.axis[1].stride * c.x.axis[1]},
-           units.count,
-           rows.length,
-           columns.length,
-           plan.x_end});
+          {x + offset * plan.element, c.x.batch, c.axis[0].stride * c.x.axis[0],
+           c.axis[1].stride * c.x.axis[1], units.count, rows.length, columns.length, plan.x_end});
       zero(target + units.count * unit, end);
     }
   }
@@ -144,13 +140,9 @@ void stage_dy(const PlanePlan& plan, const Units& units, const char* dy, Scalar*
   const int64_t columns = std::min(plan.side[1].band, c.axis[1].out - units.origin[1]);
   const int64_t offset =
       units.sample * c.dy.batch + units.origin[0] * c.dy.axis[0] + units.origin[1] * c.dy.axis[1];
-  plan.kernels->stage(target, {unit, pitch, pitch - columns, unit - rows * pitch},
-                      {dy + offset * plan.element,
-                       {c.dy.batch, c.dy.axis[0], c.dy.axis[1]},
-                       units.count,
-                       rows,
-                       columns,
-                       plan.dy_end});
+  plan.staging->copy(target, {unit, pitch, pitch - columns, unit - rows * pitch},
+                     {dy + offset * plan.element, c.dy.batch, c.dy.axis[0], c.dy.axis[1],
+                      units.count, rows, columns, plan.dy_end});
   zero(target + units.count * unit, target + plan.dy_plane);
 }
 
@@ -264,6 +256,7 @@ bool plan_planes(const Convolution& c, const Kernels& kernels, int64_t width,
                  PlanePlan* plan) noexcept {
   plan->convolution = &c;
   plan->kernels = &kernels;
+  plan->staging = &staging::best_kernels(c.dtype);
   plan->count = width;
   plan->element = element_bytes(c.dtype);
   plan->scalar = c.dtype == NEQ_F64 ? 8 : 4;

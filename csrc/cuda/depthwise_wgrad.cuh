@@ -5,7 +5,7 @@
 
 #include "cuda/common.cuh"
 #include "cuda/divisor.cuh"
-#include "depthwise_convolution.h"
+#include "convolution.h"
 #include "tensor.h"
 
 namespace neq::depthwise {
