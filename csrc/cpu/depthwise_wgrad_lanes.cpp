@@ -151,9 +151,7 @@ class Task {
   };
 
   Reached reached(int64_t p, int64_t r, int64_t taps) const noexcept {
-    const Meeting rows = Meeting::of({c_.axis[0].out, c_.axis[0].in, c_.axis[0].kernel,
-                                      c_.axis[0].stride, c_.axis[0].padding, c_.axis[0].dilation},
-                                     p, r, c_.axis[0].dilation);
+    const Meeting rows = Meeting::of(c_.axis[0], p, r, c_.axis[0].dilation);
     const int64_t end = std::min(rows.begin + rows.count, taps);
     return {std::min(rows.begin, std::max<int64_t>(end, 0)), end};
   }
@@ -167,7 +165,8 @@ class Task {
     const int64_t across = plan_.tall.start(down + 1) - r;
     const int64_t along = plan_.wide.start(right + 1) - s;
     const bool first = down == 0 && right == 0;
-    const Meeting columns = Meeting::of(c_.axis[1], unit.origin[1], s, plan_.along.step);
+    const Meeting columns =
+        plan_.along.meeting(c_.axis[1], unit.origin[1], walk.steps, s, along);
     const int64_t stride = along > 1 ? plan_.along.stride : 1;
     const int64_t most = std::max<int64_t>(kMaxWalk / (walk.steps * unit.samples), 1);
     if (!first) walk.dy_ahead = walk.x_ahead = 0;

@@ -121,7 +121,8 @@ class Task {
     const int64_t r = plan_.tall.start(down);
     const int64_t s = plan_.wide.start(right);
     const int64_t across = plan_.wide.start(right + 1) - s;
-    const Meeting rows = Meeting::of(c_.axis[0], unit.row, r, plan_.along.step);
+    const int64_t taps = plan_.tall.start(down + 1) - r;
+    const Meeting rows = plan_.along.meeting(c_.axis[0], unit.row, unit.rows, r, taps);
     bool meets = false;
     for (int64_t tap = 0; tap < across; ++tap) {
       const Meeting columns = Meeting::of(c_.axis[1], column, s + tap, c_.axis[1].stride);
@@ -139,7 +140,6 @@ class Task {
                  ? unit.x
                  : unit.x + ((rows.first - top) * c_.x.axis[0] + left) * plan_.element;
     if (!first) walk.dy_ahead = walk.x_ahead = 0;
-    const int64_t taps = plan_.tall.start(down + 1) - r;
     const WalkLoop loop = plan_.kernels->loop(across, taps, taps > 1 ? plan_.along.stride : 1,
                                               c_.axis[1].stride);
     loop(sums(r * c_.axis[1].kernel + s), first ? sums(c_.taps()) : nullptr, walk);

@@ -8,6 +8,7 @@
 // the next row.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #include "convolution.h"
@@ -30,6 +31,10 @@ struct Meeting {
   int64_t first;  // where the first of these is in x; 0 if there is none
 
   static Meeting of(const Axis& axis, int64_t output, int64_t tap, int64_t step) noexcept;
+  // Of the first `positions` alone.
+  Meeting within(int64_t positions) const noexcept {
+    return {begin, std::clamp<int64_t>(positions - begin, 0, count), first};
+  }
 };
 
 // The taps of an axis that a walk takes at once.
@@ -49,6 +54,11 @@ struct Along {
   int64_t stride;  // positions per output
 
   static Along of(const Axis& axis) noexcept;
+  // Where `outputs` from the given one on meet x, with that many taps from `tap` on.
+  Meeting meeting(const Axis& axis, int64_t output, int64_t outputs, int64_t tap,
+                  int64_t tap_count) const noexcept {
+    return Meeting::of(axis, output, tap, step).within((outputs - 1) * stride + tap_count);
+  }
 };
 
 // Distances in elements, unless they are said to be bytes.
