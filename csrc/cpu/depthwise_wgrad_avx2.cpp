@@ -1,15 +1,30 @@
-// The loop of depthwise_wgrad for AVX2.
+// The loops of depthwise_wgrad for AVX2.
 #if defined(__x86_64__)
 
 #include "vectors_avx2.h"
 
 #define NEQ_LOOP NEQ_AVX2
-#include "depthwise_wgrad_loops.h"
+#include "depthwise_wgrad_staged_loops.h"
+#include "depthwise_wgrad_walk_loops.h"
 
 namespace neq::depthwise {
 
-const Kernels& avx2_kernels(neq_dtype dtype) noexcept {
-  return dtype == NEQ_F64 ? kKernels<Doubles> : kKernels<Floats>;
+const StagedKernels& avx2_staged(neq_dtype dtype) noexcept {
+  return dtype == NEQ_F64 ? kStaged<Doubles> : kStaged<Floats>;
+}
+
+const WalkKernels& avx2_walks(neq_dtype dtype) noexcept {
+  switch (dtype) {
+    case NEQ_F64:
+      return kWalks<Float64>;
+    case NEQ_F16:
+      return kWalks<Float16>;
+    case NEQ_BF16:
+      return kWalks<Brain16>;
+    case NEQ_F32:
+      break;
+  }
+  return kWalks<Float32>;
 }
 
 }  // namespace neq::depthwise

@@ -1,13 +1,28 @@
-// The portable loop of depthwise_wgrad.
+// The portable loops of depthwise_wgrad.
 #include "vectors_scalar.h"
 
 #define NEQ_LOOP
-#include "depthwise_wgrad_loops.h"
+#include "depthwise_wgrad_staged_loops.h"
+#include "depthwise_wgrad_walk_loops.h"
 
 namespace neq::depthwise {
 
-const Kernels& scalar_kernels(neq_dtype dtype) noexcept {
-  return dtype == NEQ_F64 ? kKernels<Portable<double>> : kKernels<Portable<float>>;
+const StagedKernels& scalar_staged(neq_dtype dtype) noexcept {
+  return dtype == NEQ_F64 ? kStaged<Portable<double>> : kStaged<Portable<float>>;
+}
+
+const WalkKernels& scalar_walks(neq_dtype dtype) noexcept {
+  switch (dtype) {
+    case NEQ_F64:
+      return kWalks<Elements<Double>>;
+    case NEQ_F16:
+      return kWalks<Elements<Half>>;
+    case NEQ_BF16:
+      return kWalks<Elements<BFloat16>>;
+    case NEQ_F32:
+      break;
+  }
+  return kWalks<Elements<Float>>;
 }
 
 }  // namespace neq::depthwise

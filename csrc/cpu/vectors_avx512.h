@@ -4,11 +4,14 @@
 //   keep(Vector&), for a register's sake: the compiler then does not load the vector again where it
 //   is used
 // E, an element: Storage, Vectors (its V), load(value) for one of them, load_vector(pointer) for
-//   kLanes neighbours and load_even(pointer) for every other of 2 * kLanes
+//   kLanes neighbours and load_even(pointer) for every other of 2 * kLanes;
+//   Lanes, EvenLanes: some of a vector's lanes, of which load(pointer, lanes, readable) touches
+//   no other element, and leaves zeros in the others
 #pragma once
 
 #include "element.h"
 #include "isa.h"
+#include "lanes.h"
 
 namespace neq {
 namespace {
@@ -41,6 +44,11 @@ struct Floats {
     add_doubles(sums, _mm512_cvtps_pd(_mm512_castps512_ps256(value)));
     add_doubles(sums + 8, _mm512_cvtps_pd(_mm512_extractf32x8_ps(value, 1)));
   }
+  NEQ_AVX512_INLINE static double total(__m512 value) {
+    return _mm512_reduce_add_pd(
+        _mm512_add_pd(_mm512_cvtps_pd(_mm512_castps512_ps256(value)),
+                      _mm512_cvtps_pd(_mm512_extractf32x8_ps(value, 1))));
+  }
   NEQ_AVX512_INLINE static float sum(__m512 value) {
     const __m256 half =
         _mm256_add_ps(_mm512_castps512_ps256(value), _mm512_extractf32x8_ps(value, 1));
@@ -64,26 +72,84 @@ struct Doubles {
     return _mm512_fmadd_pd(a, b, c);
   }
   NEQ_AVX512_INLINE static void add_to(double* sums, __m512d value) { add_doubles(sums, value); }
+  NEQ_AVX512_INLINE static double total(__m512d value) { return _mm512_reduce_add_pd(value); }
   NEQ_AVX512_INLINE static double sum(__m512d value) { return _mm512_reduce_add_pd(value); }
+};
+
+// Bits from `begin` to `end`, of up to 32.
+inline uint32_t bits(int64_t begin, int64_t end) {
+  return static_cast<uint32_t>((uint64_t{1} << end) - (uint64_t{1} << begin));
+}
+
+// Neighbouring lanes, as masks: of every element, or of every other in two vectors.
+template <class Mask>
+struct MaskedLanes {
+  Mask mask;
+  MaskedLanes() = default;
+  explicit MaskedLanes(LaneRange lanes) : mask(static_cast<Mask>(bits(lanes.begin, lanes.end))) {}
+};
+
+template <class Mask, int64_t kLanes>
+struct MaskedEvenLanes {
+  Mask low;
+  Mask high;
+  MaskedEvenLanes() = default;
+  explicit MaskedEvenLanes(LaneRange lanes) {
+    const uint32_t all = lanes.empty() ? 0 : bits(2 * lanes.begin, 2 * lanes.end - 1);
+    low = static_cast<Mask>(all & ((1u << kLanes) - 1));
+    high = static_cast<Mask>(all >> kLanes);
+  }
+};
+
+// The same of 16-bit elements, which fill one vector.
+struct MaskedEvenHalves {
+  __mmask32 mask;
+  MaskedEvenHalves() = default;
+  explicit MaskedEvenHalves(LaneRange lanes)
+      : mask(lanes.empty() ? 0 : bits(2 * lanes.begin, 2 * lanes.end - 1)) {}
 };
 
 struct Float32 : Float {
   using Vectors = Floats;
   NEQ_AVX512_INLINE static __m512 load_vector(const float* from) { return _mm512_loadu_ps(from); }
-  NEQ_AVX512_INLINE static __m512 load_even(const float* from) {
-    const __m512i even =
+  NEQ_AVX512_INLINE static __m512 even(__m512 low, __m512 high) {
+    const __m512i lanes =
         _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
-    return _mm512_permutex2var_ps(_mm512_loadu_ps(from), even, _mm512_loadu_ps(from + 16));
+    return _mm512_permutex2var_ps(low, lanes, high);
   }
+  NEQ_AVX512_INLINE static __m512 load_even(const float* from) {
+    return even(_mm512_loadu_ps(from), _mm512_loadu_ps(from + 16));
+  }
+  using Lanes = MaskedLanes<__mmask16>;
+  using EvenLanes = MaskedEvenLanes<__mmask16, 16>;
+  NEQ_AVX512_INLINE static __m512 load(const float* from, Lanes lanes, const Readable&) {
+    return _mm512_maskz_loadu_ps(lanes.mask, from);
+  }
+  NEQ_AVX512_INLINE static __m512 load(const float* from, EvenLanes lanes, const Readable&) {
+    return even(_mm512_maskz_loadu_ps(lanes.low, from),
+                _mm512_maskz_loadu_ps(lanes.high, from + 16));
+  }
+  using Float::load;
 };
 
 struct Float64 : Double {
   using Vectors = Doubles;
   NEQ_AVX512_INLINE static __m512d load_vector(const double* from) { return _mm512_loadu_pd(from); }
-  NEQ_AVX512_INLINE static __m512d load_even(const double* from) {
-    const __m512i even = _mm512_setr_epi64(0, 2, 4, 6, 8, 10, 12, 14);
-    return _mm512_permutex2var_pd(_mm512_loadu_pd(from), even, _mm512_loadu_pd(from + 8));
+  NEQ_AVX512_INLINE static __m512d even(__m512d low, __m512d high) {
+    return _mm512_permutex2var_pd(low, _mm512_setr_epi64(0, 2, 4, 6, 8, 10, 12, 14), high);
   }
+  NEQ_AVX512_INLINE static __m512d load_even(const double* from) {
+    return even(_mm512_loadu_pd(from), _mm512_loadu_pd(from + 8));
+  }
+  using Lanes = MaskedLanes<__mmask8>;
+  using EvenLanes = MaskedEvenLanes<__mmask8, 8>;
+  NEQ_AVX512_INLINE static __m512d load(const double* from, Lanes lanes, const Readable&) {
+    return _mm512_maskz_loadu_pd(lanes.mask, from);
+  }
+  NEQ_AVX512_INLINE static __m512d load(const double* from, EvenLanes lanes, const Readable&) {
+    return even(_mm512_maskz_loadu_pd(lanes.low, from), _mm512_maskz_loadu_pd(lanes.high, from + 8));
+  }
+  using Double::load;
 };
 
 NEQ_AVX512_INLINE __m256i load256(const uint16_t* from) {
@@ -92,22 +158,46 @@ NEQ_AVX512_INLINE __m256i load256(const uint16_t* from) {
 
 struct Float16 : Half {
   using Vectors = Floats;
-  NEQ_AVX512_INLINE static __m512 load_vector(const uint16_t* from) {
-    return _mm512_cvtph_ps(load256(from));
+  NEQ_AVX512_INLINE static __m512 widen(__m256i value) { return _mm512_cvtph_ps(value); }
+  NEQ_AVX512_INLINE static __m512 even(__m512i value) {
+    return _mm512_cvtph_ps(_mm512_cvtepi32_epi16(value));
   }
+  NEQ_AVX512_INLINE static __m512 load_vector(const uint16_t* from) { return widen(load256(from)); }
   NEQ_AVX512_INLINE static __m512 load_even(const uint16_t* from) {
-    return _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_loadu_si512(from)));
+    return even(_mm512_loadu_si512(from));
   }
+  using Lanes = MaskedLanes<__mmask16>;
+  using EvenLanes = MaskedEvenHalves;
+  NEQ_AVX512_INLINE static __m512 load(const uint16_t* from, Lanes lanes, const Readable&) {
+    return widen(_mm256_maskz_loadu_epi16(lanes.mask, from));
+  }
+  NEQ_AVX512_INLINE static __m512 load(const uint16_t* from, EvenLanes lanes, const Readable&) {
+    return even(_mm512_maskz_loadu_epi16(lanes.mask, from));
+  }
+  using Half::load;
 };
 
 struct Brain16 : BFloat16 {
   using Vectors = Floats;
-  NEQ_AVX512_INLINE static __m512 load_vector(const uint16_t* from) {
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(load256(from)), 16));
+  NEQ_AVX512_INLINE static __m512 widen(__m256i value) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(value), 16));
   }
+  NEQ_AVX512_INLINE static __m512 even(__m512i value) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(value, 16));
+  }
+  NEQ_AVX512_INLINE static __m512 load_vector(const uint16_t* from) { return widen(load256(from)); }
   NEQ_AVX512_INLINE static __m512 load_even(const uint16_t* from) {
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_loadu_si512(from), 16));
+    return even(_mm512_loadu_si512(from));
   }
+  using Lanes = MaskedLanes<__mmask16>;
+  using EvenLanes = MaskedEvenHalves;
+  NEQ_AVX512_INLINE static __m512 load(const uint16_t* from, Lanes lanes, const Readable&) {
+    return widen(_mm256_maskz_loadu_epi16(lanes.mask, from));
+  }
+  NEQ_AVX512_INLINE static __m512 load(const uint16_t* from, EvenLanes lanes, const Readable&) {
+    return even(_mm512_maskz_loadu_epi16(lanes.mask, from));
+  }
+  using BFloat16::load;
 };
 
 }  // namespace

@@ -5,12 +5,15 @@
 //   keep(Vector&), for a register's sake: the compiler then does not load the vector again where it
 //   is used
 // E, an element: Storage, Vectors (its V), load(value) for one of them, load_vector(pointer) for
-//   kLanes neighbours and load_even(pointer) for every other of 2 * kLanes
+//   kLanes neighbours and load_even(pointer) for every other of 2 * kLanes;
+//   Lanes, EvenLanes: some of a vector's lanes, of which load(pointer, lanes, readable) touches
+//   no other element, and leaves zeros in the others
 #pragma once
 
 #include <cstring>
 
 #include "element.h"
+#include "lanes.h"
 
 namespace neq {
 namespace {
@@ -34,11 +37,23 @@ struct Portable {
   static void add_to(double* sums, Vector value) noexcept {
     for (int64_t lane = 0; lane < kLanes; ++lane) sums[lane] += value[lane];
   }
+  static double total(Vector value) noexcept {
+    double all = 0;
+    for (int64_t lane = 0; lane < kLanes; ++lane) all += value[lane];
+    return all;
+  }
   static T sum(Vector value) noexcept {
     T total = 0;
     for (int64_t lane = 0; lane < kLanes; ++lane) total += value[lane];
     return total;
   }
+};
+
+template <int64_t kStep>
+struct StepLanes {
+  LaneRange range;
+  StepLanes() = default;
+  explicit StepLanes(LaneRange lanes) : range(lanes) {}
 };
 
 template <class Element>
@@ -54,6 +69,18 @@ struct Elements : Element {
   }
   static Vector load_vector(const Storage* from) noexcept { return load_every<1>(from); }
   static Vector load_even(const Storage* from) noexcept { return load_every<2>(from); }
+  using Lanes = StepLanes<1>;
+  using EvenLanes = StepLanes<2>;
+  template <int64_t kStep>
+  static Vector load(const Storage* from, const StepLanes<kStep>& lanes, const Readable&) noexcept {
+    if (lanes.range.begin == 0 && lanes.range.end == Vectors::kLanes) return load_every<kStep>(from);
+    Vector value{};
+    for (int64_t k = lanes.range.begin; k < lanes.range.end; ++k) {
+      value[k] = Element::load(from[k * kStep]);
+    }
+    return value;
+  }
+  using Element::load;
 };
 
 }  // namespace
