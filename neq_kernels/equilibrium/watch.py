@@ -63,7 +63,7 @@ class BackwardWatch:
         if self._begun is None and self._seen < SKIPPED + MOST:
             self._device = gradient.device
             self._begun = self._now()
-            Variable._execution_engine.queue_callback(self._ended)  # type: ignore[attr-defined]
+            Variable._execution_engine.queue_callback(self._ended)
 
     def _ended(self) -> None:
         begun, self._begun = self._begun, None
