@@ -1,9 +1,10 @@
 """Timing that survives a noisy machine, and the rows every benchmark writes.
 
-Providers take turns within one run, so that drift hits all alike; each round runs them in another
-order. Inputs rotate: call i of a provider works on input set i, and there are enough sets that the
-last-level cache has forgotten set i when its turn comes again. Times are medians with the 20th and
-80th percentile; before anything else the reference is timed against itself.
+Providers take turns within one run, so that drift hits all alike; each round shuffles them, as each
+leaves its successor a cache full of lines still to be written. Inputs rotate: call i of a provider
+works on input set i, and there are enough sets that the last-level cache has forgotten set i when
+its turn comes again. Times are medians with the 20th and 80th percentile; before anything else the
+reference is timed against itself.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from dataclasses import asdict, dataclass, fields
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
+from random import Random
 from statistics import median, quantiles
 from typing import Any
 
@@ -141,11 +143,11 @@ def interleave(
         for provider in providers.values():
             timed(provider, i % sets)
     times: dict[str, list[float]] = {name: [] for name in providers}
-    names, done = list(providers), 0
+    names, shuffle, done = list(providers), Random(0).shuffle, 0
     end = time.perf_counter() + seconds
     while done < rounds[0] or (done < rounds[1] and time.perf_counter() < end):
-        first = done % len(names)
-        for name in names[first:] + names[:first]:
+        shuffle(names)
+        for name in names:
             times[name].append(timed(providers[name], done % sets))
         done += 1
     return {name: Timing.of(values) for name, values in times.items()}

@@ -1,9 +1,10 @@
 """pack_channels against a plain copy and against index_select: python -m bench.pack_channels
 
 Bytes count all of dY read (of NCHW the cache lines of the active planes) and the packed tensor
-written; the ceiling is the time a plain copy into memory of its own would take for as many. A fresh
-tensor of this size costs more in page faults than in work, for every provider alike: unless
---fresh, freed memory stays with the process, as an allocator made for training keeps it.
+written; the ceiling is the time a plain copy would take for as many, from and to memory that the
+cache has forgotten. A fresh tensor of this size costs more in page faults than in work, for every
+provider alike: unless --fresh, freed memory stays with the process, as an allocator made for
+training keeps it; a packed tensor smaller than the cache is then written there.
 """
 
 from __future__ import annotations
@@ -53,14 +54,13 @@ class Shape:
         dy = torch.randn(shape, device=device).to(dtype)
         return dy.contiguous(memory_format=torch.channels_last) if self._last() else dy
 
-    def bytes_moved(self, dy: Tensor, index: Tensor) -> int:
-        packed = dy.nbytes // dy.shape[1] * index.numel()
+    def bytes_read(self, dy: Tensor, index: Tensor) -> int:
         if self._last() or not self.side:
-            return dy.nbytes + packed
+            return dy.nbytes
         plane = self.side**2 * dy.element_size()
         starts = (torch.arange(dy.shape[0])[:, None] * dy.shape[1] + index.cpu()) * plane
         lines = (starts + plane - 1) // LINE - starts // LINE + 1
-        return int(lines.sum()) * LINE + packed
+        return int(lines.sum()) * LINE
 
     def __str__(self) -> str:
         side = f", {self.side}x{self.side}" if self.side else ""
@@ -92,33 +92,40 @@ def _selected(inputs: list[Tensor], index: Tensor, bias: bool, i: int) -> None:
         packed.sum([d for d in range(packed.dim()) if d != 1])
 
 
+def apart(ways: dict[str, Callable[[int], object]], sets: int) -> dict[str, Provider]:
+    """In one round everybody works on another input, as far as possible from those of the others:
+    none finds in the cache what another one has read."""
+    shifts = [k * sets // len(ways) for k in range(len(ways))]
+    return {
+        name: Provider(lambda i, way=way, shift=shift: way((i + shift) % sets))
+        for shift, (name, way) in zip(shifts, ways.items(), strict=True)
+    }
+
+
 def providers(inputs: list[Tensor], index: Tensor) -> dict[str, Provider]:
-    copy = torch.empty_like(inputs[0])
+    copies = [torch.empty_like(inputs[0]) for _ in range(input_sets(inputs[0].nbytes))]
     ways: dict[str, Callable[[int], object]] = {
-        "plain copy": lambda i: copy.copy_(inputs[i]),
+        "plain copy": lambda i: copies[i % len(copies)].copy_(inputs[i]),
         "index_select": partial(_selected, inputs, index, False),
         "pack_channels": partial(_native, inputs, index, False),
         "index_select, sum": partial(_selected, inputs, index, True),
         "pack_channels, bias": partial(_native, inputs, index, True),
     }
-    # In one round everybody works on another input: none finds the planes that the last one read.
-    return {
-        name: Provider(lambda i, way=way, shift=shift: way((i + shift) % len(inputs)))
-        for shift, (name, way) in enumerate(ways.items())
-    }
+    return apart(ways, len(inputs))
 
 
 def measure(
     shape: Shape, dtype: torch.dtype, share: float, seconds: float, device: str = "cpu"
 ) -> list[Row]:
     """A row per provider; dense is index_select, with the sum where ours has the bias."""
-    sets = input_sets(shape.mib * MIB)
-    inputs = [shape.make(dtype, device) for _ in range(sets)]
     count = max(1, round(shape.channels * share))
     index = torch.randperm(shape.channels)[:count].sort().values.int().to(device)
-    timings = interleave(providers(inputs, index), sets=sets, seconds=seconds, device=device)
+    inputs = [shape.make(dtype, device)]
+    read = shape.bytes_read(inputs[0], index)
+    inputs += [inputs[0].clone() for _ in range(input_sets(read) - 1)]
+    timings = interleave(providers(inputs, index), sets=len(inputs), seconds=seconds, device=device)
     dy = inputs[0]
-    moved = shape.bytes_moved(dy, index)
+    moved = read + dy.nbytes // dy.shape[1] * count
     rows = []
     for name, timing in timings.items():
         rival = {"pack_channels": "index_select", "pack_channels, bias": "index_select, sum"}
