@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -80,6 +81,17 @@ class Peers:
             ranks = ", ".join(str(rank) for rank, flag in enumerate(failed) if flag)
             raise RuntimeError(
                 f"{what}: failed on rank {ranks}, whose error says why; nothing was changed here"
+            )
+
+    def alike(self, mine: object) -> None:
+        """Raise ValueError unless `mine`, what a tracker is and has done, looks the same on every
+        rank."""
+        found = self.gather(zlib.crc32(repr(mine).encode()))
+        if len(set(found)) > 1:
+            raise ValueError(
+                "process_group: expected trackers of the same model and settings after as many "
+                f"updates on every rank, got {len(set(found))} different ones; load the same "
+                "state on all, or pass process_group=None to measure each on its own"
             )
 
     def gather(self, number: int) -> list[int]:

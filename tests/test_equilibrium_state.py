@@ -9,7 +9,7 @@ from torch import nn
 import neq_kernels as neq
 from neq_kernels.equilibrium import Equilibrium
 from neq_kernels.equilibrium.probe import digest
-from neq_kernels.equilibrium.selectors import Velocity
+from neq_kernels.equilibrium.selectors import Rounded, Velocity
 
 EPSILON = 1e-2
 
@@ -53,7 +53,7 @@ def test_a_resumed_run_is_bit_identical(tmp_path):
     parts = {name: part.state_dict() for name, part in run.parts().items()}
     torch.save(parts, tmp_path / "run.pt")
     parts = torch.load(tmp_path / "run.pt", weights_only=True)
-    resumed = Run(2, selector=Velocity(1e9), momentum=0.1, warmup=7)
+    resumed = Run(2, momentum=0.1, warmup=7)
     for name, part in resumed.parts().items():
         part.load_state_dict(parts[name])
     assert neq.get_active(resumed.model) == neq.get_active(run.model)
@@ -114,7 +114,7 @@ def test_the_state_is_the_same_for_a_compiled_model():
     run.tracker.update()
     model = neq.convert(net())
     tracker = Equilibrium(
-        torch.compile(model, backend="eager"), [run.images[:16]], selector=Velocity()
+        torch.compile(model, backend="eager"), [run.images[:16]], selector=Velocity(EPSILON)
     )
     tracker.load_state_dict(run.tracker.state_dict())
     assert tracker.epoch == run.tracker.epoch
@@ -134,6 +134,10 @@ def broken(**changes):
     return change
 
 
+def unusable(state):
+    state["selector"]["state"]["epsilon"] = -1
+
+
 def shorten(state):
     state["states"]["0"]["track"]["velocity"] = torch.zeros(3)
 
@@ -150,13 +154,30 @@ def spoil(state):
         (nn.Sequential(*net(), nn.LayerNorm(10)), {}, broken(), r"without \['8'\] and .* \[\]"),
         (nn.Sequential(net(), nn.Linear(10, 2)), {}, broken(), r"without \['0.0', '0.1'"),
         (net(), {"exclude": "7"}, broken(), r"exclude=\['7'\] as in .* got exclude=None"),
-        (net(), {"selector": Counting()}, broken(), "selector='Counting' .* selector='Velocity'"),
+        (
+            net(),
+            {"selector": Counting(EPSILON)},
+            broken(),
+            r"Counting\(.* Velocity\(epsilon=0.01\)",
+        ),
+        (
+            net(),
+            {"selector": Velocity(0.5)},
+            broken(),
+            r"\(epsilon=0.5\) .*y\(epsilon=0.01\); make",
+        ),
+        (
+            net(),
+            {"selector": Rounded(Velocity(EPSILON), 4)},
+            broken(),
+            r"selector Rounded\(Velocity\(epsilon=0.01\), multiple=4\) as it is here, got one with",
+        ),
         (net(), {}, broken(definition="reference"), "definition='paper' .* got .*'reference'"),
         (net(), {}, broken(version=0), "of this version"),
         (net(), {}, lambda state: state.pop("states"), "what Equilibrium.state_dict"),
         (net(), {}, shorten, "for layer '0'"),
         (net(), {}, spoil, "expected tensors as outputs of layer '0'"),
-        (net(), {}, broken(selector={"name": "Velocity", "state": {"epsilon": -1}}), "epsilon"),
+        (net(), {}, unusable, "epsilon: expected a number >= 0"),
     ],
 )
 def test_a_state_that_does_not_fit_changes_nothing(model, arguments, change, message):
@@ -165,6 +186,7 @@ def test_a_state_that_does_not_fit_changes_nothing(model, arguments, change, mes
     run.epoch(), run.epoch()
     state = copy.deepcopy(run.tracker.state_dict())
     change(state)
+    arguments = {"selector": Velocity(EPSILON)} | arguments
     tracker = Equilibrium(neq.convert(copy.deepcopy(model)), [run.images[:16]], **arguments)
     before = digest(tracker.state_dict())
     with pytest.raises(ValueError, match=message):
@@ -186,4 +208,6 @@ def test_a_selector_without_state():
     run, other = Run(1, selector=all_active), Run(1, selector=all_active)
     run.tracker.update()
     other.tracker.load_state_dict(run.tracker.state_dict())
-    assert other.tracker.state_dict()["selector"] == {"name": "function", "state": None}
+    assert other.tracker.state_dict()["selector"] == {
+        "name": "function", "settings": {}, "state": None,
+    }  # fmt: skip

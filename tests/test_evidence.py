@@ -22,7 +22,9 @@ def test_every_setting_is_run_once_per_seed_and_neq_before_random():
     jobs = list(evidence.jobs([1, 2]))
     keys = [job.key for job in jobs]
     assert len(set(keys)) == len(keys)
-    main = [job for job in jobs if (job.method, job.value, job.propagate) in evidence.MAIN]
+    main = [
+        job for job in jobs if (job.method, job.value, job.propagate) in evidence.MAIN[job.network]
+    ]
     main = [job for job in main if (job.momentum, job.decay) == evidence.PAPERS_SETUP]
     assert main == jobs[: len(main)]
     assert [job.seed for job in main] == sorted(job.seed for job in main)

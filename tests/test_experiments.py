@@ -10,6 +10,8 @@ from PIL import Image
 from torch import Generator
 
 from examples.experiments import cifar10, imagenet, images, swin
+from examples.experiments.methods import Method
+from examples.experiments.trainer import Run, Settings
 from examples.resnet import ResNet
 
 TABLE = ("paper", "wgrad", "backward", "frozen", "backward, ms")
@@ -70,6 +72,23 @@ def test_every_method_trains(cifar, tmp_path, method, frozen):
     if method == "neq":  # an epsilon that freezes everything that is watched, from epoch 2 on
         sizes = [m.weight.shape[0] for m in ResNet(1).modules() if hasattr(m, "weight")]
         assert one.final_frozen == pytest.approx(1 - 10 / sum(sizes))
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_a_wanted_time_trains(cifar, tmp_path, deterministic):
+    torch.use_deterministic_algorithms(deterministic)
+    recipe = tiny_cifar(epochs=3)
+    training = Run(recipe, Method("time", 1.5), Settings(), cifar, tmp_path)
+    rows = training.train()
+    tracker = training.tracker
+    assert tracker.selector.calibrate is not deterministic
+    noted = [epoch.values for epoch in tracker.history]
+    assert [set(values) for values in noted] == [
+        {"top1", "backward_ms"}, *[{"top1", "backward_ms", "predicted_ms"}] * 2, {"predicted_ms"},
+    ]  # fmt: skip
+    assert [values.get("backward_ms") for values in noted[:3]] == [r["backward_ms"] for r in rows]
+    resumed = Run(recipe, Method("time", 1.5), Settings(), cifar, tmp_path)
+    assert resumed.tracker.selector.prediction == tracker.selector.prediction
 
 
 def test_mixed_precision_trains(cifar, tmp_path):

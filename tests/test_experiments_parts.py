@@ -120,6 +120,24 @@ def test_tensorboard_is_written_or_named(tmp_path, monkeypatch):
     TensorBoard(tmp_path, False, 1).add({"epoch": 1})
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_tensorboard_reads_back_what_was_written(tmp_path):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    killed = TensorBoard(tmp_path, True, 1)
+    for epoch in (1, 2):
+        killed.add({"epoch": epoch, "loss": 1.0 / epoch})
+    killed.close()
+    resumed = TensorBoard(tmp_path, True, 2)
+    for epoch in (2, 3):
+        resumed.add({"epoch": epoch, "loss": 10.0 * epoch})
+    resumed.close()
+    events = accumulator.EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert events.Tags()["scalars"] == ["epoch", "loss"]
+    read = [(event.step, event.value) for event in events.Scalars("loss")]
+    assert read == [(1, 1.0), (2, 20.0), (3, 30.0)]
+
+
 def test_recipes_share_what_the_paper_fixes():
     for recipe in (cifar10.RECIPE, imagenet.RECIPE, swin.RECIPE, coco.RECIPE):
         assert isinstance(recipe, Recipe)

@@ -42,6 +42,7 @@ def states(folder):
     del saved["backward"], saved["tracker"]["plan"]
     for entry in saved["tracker"]["history"]:
         del entry["seconds"], entry["share"]
+        entry["values"].pop("backward_ms", None)
     return saved
 
 

@@ -146,7 +146,7 @@ def test_a_saved_run_goes_on_as_if_it_had_not_stopped(tmp_path):
     for _ in range(4):
         run.step()
     torch.save(run.schedule.state_dict(), tmp_path / "state.pt")
-    other = Run(Sampled(0.9), every=7)
+    other = Run(Sampled(0.4), every=7)
     other.schedule.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     assert neq.get_active(other.model) == neq.get_active(run.model)
     for _ in range(5):
@@ -159,14 +159,19 @@ def test_a_saved_run_goes_on_as_if_it_had_not_stopped(tmp_path):
     [
         (nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)), {}, "expected layers .* in this sched"),
         (None, {"exclude": ()}, "expected excluded"),
-        (None, {"selector": GradientNorm(0.5)}, "expected selector GradientNorm .* got Sampled"),
+        (None, {"selector": GradientNorm(0.5)}, r"selector GradientNorm\(.* Sampled\("),
+        (
+            None,
+            {"selector": Sampled(0.2)},
+            r"Sampled\(share=0.2, .* got one with Sampled\(share=0.4",
+        ),
     ],
 )
 def test_a_state_that_does_not_fit_changes_nothing(model, arguments, message):
     run = Run(Sampled(0.4), every=2)
     run.step()
     model = neq.convert(model or nn.Sequential(nn.Linear(3, 5), nn.Linear(5, 2)))
-    other = neq.Schedule(model, **{"selector": Sampled(0.2), **arguments})
+    other = neq.Schedule(model, **{"selector": Sampled(0.4), **arguments})
     with pytest.raises(ValueError, match=message):
         other.load_state_dict(run.schedule.state_dict())
     assert model[0].active.is_full

@@ -9,6 +9,7 @@ import neq_kernels as neq
 from examples.resnet import resnet32
 from neq_kernels.equilibrium.selectors import (
     Fixed,
+    GradientNorm,
     ParameterBudget,
     Pinned,
     Random,
@@ -182,6 +183,28 @@ def test_rounded_rounds_the_first_epoch_too():
     layers = {"a": scores(*[0.0] * 12)}
     assert int(Rounded(Fixed({"a": [3]}), 8).first(layers)["a"].sum()) == 8
     assert Rounded(Velocity(), 8).first(layers) is None
+
+
+def unmeasured(size, gradient=None, epoch=1):
+    """What a Schedule knows of a layer."""
+    nothing = torch.full((size,), torch.nan, dtype=torch.float64)
+    norms = None if gradient is None else torch.tensor(gradient, dtype=torch.float64)
+    active = torch.ones(size, dtype=torch.bool)
+    return Scores(nothing, nothing, active, 9, "Linear", epoch, gradient=norms)
+
+
+def test_rounded_without_velocities_goes_by_gradients():
+    layers = {"a": unmeasured(6, [1.0, 5.0, 3.0, 2.0, 4.0, 0.5])}
+    rounded = Rounded(GradientNorm(1 / 6), multiple=3)
+    assert bits(rounded(layers)["a"]) == "011010"
+
+
+def test_rounded_without_either_draws_anew_every_time_and_alike_everywhere():
+    inner = Fixed({"a": [5]})
+    drawn = [Rounded(inner, 4)({"a": unmeasured(40, epoch=e)})["a"] for e in range(1, 9)]
+    assert all(int(mask.sum()) == 4 and mask[5] for mask in drawn)
+    assert len({bits(mask) for mask in drawn}) == 8
+    assert torch.equal(drawn[0], Rounded(inner, 4)({"a": unmeasured(40)})["a"])
 
 
 def test_wrappers_carry_their_selectors_state():

@@ -118,6 +118,7 @@ class Run:
                 self._to_device(images),
                 active=SHARES,
                 seconds=0.05,
+                progress=False,
                 clock=self.how.clock,
             )
 

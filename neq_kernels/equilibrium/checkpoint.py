@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from .measure import Carried, LayerState
 from .memory import Kept
+from .selectors.base import described, settings
 from .snapshot import Snapshot
 from .velocity import get_definition
 
-VERSION = 2
+VERSION = 3
 KEYS = frozenset(
     {
         "version",
@@ -42,7 +43,7 @@ def check(
     definition: str,
     exclude: Sequence[str] | None,
     sizes: Mapping[str, int],
-    selector: str,
+    selector: Any,
 ) -> None:
     """Raise ValueError unless `state` was saved by a tracker like the one described.
 
@@ -51,13 +52,13 @@ def check(
         model: the tracker's.
         definition, exclude: the tracker's arguments.
         sizes: neurons of every converted layer of its model, by name.
-        selector: name of its selector's class.
+        selector: its selector.
     """
     if not isinstance(state, Mapping) or not set(state) >= KEYS or state["version"] != VERSION:
         raise ValueError("state: expected what Equilibrium.state_dict() of this version returned")
     _same("definition", definition, state["definition"])
     _same("exclude", None if exclude is None else list(exclude), state["exclude"])
-    _same("selector", selector, state["selector"]["name"])
+    same_selector(selector, state["selector"])
     _check_sizes(sizes, state["layers"])
     for name, saved in state["states"].items():
         _check_layer(name, saved, sizes[name], definition)
@@ -69,24 +70,28 @@ def check(
         )
 
 
-def saved(outputs: Sequence[Kept]) -> list[Any]:
-    """Outputs as tensors, or in half precision as values, scale and the dtype they stand for."""
-    return [
-        kept.values
-        if kept.scale is None
-        else {"values": kept.values, "scale": kept.scale, "dtype": kept.dtype}
-        for kept in outputs
-    ]
-
-
-def memory(carried: Carried) -> dict[str, Any]:
-    """Where outputs are kept, how large that is, and the weights where those are kept instead."""
+def saved(carried: Carried) -> dict[str, Any]:
+    """What one pass hands on, in plain values and tensors."""
     snapshot = carried.snapshot
     return {
-        "level": carried.level,
-        "nbytes": carried.nbytes,
-        "snapshot": None if snapshot is None else snapshot.tensors,
+        "digests": carried.digests,
+        "states": {
+            name: {"track": state.track, "outputs": [_output(kept) for kept in state.outputs]}
+            for name, state in carried.states.items()
+        },
+        "memory": {
+            "level": carried.level,
+            "nbytes": carried.nbytes,
+            "snapshot": None if snapshot is None else snapshot.tensors,
+        },
     }
+
+
+def _output(kept: Kept) -> Any:
+    """A tensor, or in half precision values, scale and the dtype they stand for."""
+    if kept.scale is None:
+        return kept.values
+    return {"values": kept.values, "scale": kept.scale, "dtype": kept.dtype}
 
 
 def restored(state: Mapping[str, Any], model: nn.Module) -> Carried:
@@ -113,6 +118,22 @@ def restored(state: Mapping[str, Any], model: nn.Module) -> Carried:
         device = next(model.parameters()).device
         copies = Snapshot({n: tensor.to(device, copy=True) for n, tensor in snapshot.items()})
     return Carried(states, level, state["memory"]["nbytes"], copies, state["digests"])
+
+
+def selector_state(selector: Any) -> dict[str, Any]:
+    """What the selector was made with, and what it carries over updates."""
+    save = getattr(selector, "state_dict", None)
+    return {**settings(selector), "state": save() if save else None}
+
+
+def same_selector(selector: Any, state: Mapping[str, Any]) -> None:
+    """Raise ValueError unless `selector` was made as the one that `selector_state` saved."""
+    ours, theirs = settings(selector), {key: state[key] for key in ("name", "settings")}
+    if ours != theirs:
+        raise ValueError(
+            f"state: expected a run with selector {described(ours)} as it is here, got one with "
+            f"{described(theirs)}; make the selector with the arguments of the saved run's"
+        )
 
 
 def _same(argument: str, ours: Any, theirs: Any) -> None:

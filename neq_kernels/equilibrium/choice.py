@@ -63,3 +63,10 @@ class Choice:
             epoch=self.passes,
             inclusive=self.inclusive,
         )
+
+
+def check_warmup(warmup: int) -> int:
+    """`warmup`, if a whole number >= 0, else ValueError."""
+    if not isinstance(warmup, int) or isinstance(warmup, bool) or warmup < 0:
+        raise ValueError(f"warmup: expected a whole number of epochs >= 0, got {warmup!r}")
+    return warmup

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from typing import Any
 
 from torch import nn
 
@@ -53,6 +54,11 @@ class Exclusion:
         if self.patterns is not None or last_linear is None or last_linear not in layers:
             return self
         return replace(self, names=(last_linear,), head=last_linear)._checked(layers)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        patterns = None if self.patterns is None else list(self.patterns)
+        return {"exclude": patterns, "excluded": list(self.names), "head": self.head}
 
     def _checked(self, layers: Collection[str]) -> Exclusion:
         if len(self.names) == len(layers):

@@ -13,6 +13,7 @@ from neq_kernels.distributed import WORLD, Peers
 from neq_kernels.layer import NEqLayer
 from neq_kernels.sets import sets_of, to_host
 
+from . import checkpoint
 from .exclusion import Exclusion
 from .layers import Layers
 from .measure import kind_of
@@ -156,33 +157,30 @@ class Schedule:
 
     def state_dict(self) -> dict[str, Any]:
         """All that a resumed run needs, sets included; tensors and plain values."""
-        save = getattr(self.selector, "state_dict", None)
         return {
             "steps": self._steps,
             "every": self.every,
             "excluded": list(self._excluded),
             "layers": self._layers.masks(),
-            "selector": {"name": type(self.selector).__name__, "state": save() if save else None},
+            "selector": checkpoint.selector_state(self.selector),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state`, also with its `every` and settings of the selector.
+        """Go on from `state`, also with its `every`.
 
         Raises:
-            ValueError: the state is of another model, exclusion or kind of selector; nothing is
-                changed.
+            ValueError: the state is of another model or exclusion, or of a selector of another
+                class or with other settings; nothing is changed.
         """
         if not isinstance(state, Mapping) or not set(state) >= KEYS:
             raise ValueError("state: expected what Schedule.state_dict() of this version returned")
         mine = {
             "layers": self._layers.sizes,
             "excluded": list(self._excluded),
-            "selector": type(self.selector).__name__,
         }
         theirs = {
             "layers": {name: mask.numel() for name, mask in state["layers"].items()},
             "excluded": state["excluded"],
-            "selector": state["selector"]["name"],
         }
         for what, ours in mine.items():
             if ours != theirs[what]:
@@ -190,6 +188,7 @@ class Schedule:
                     f"state: expected {what} {ours} as in this schedule, got {theirs[what]}; make "
                     "the schedule of the saved run's model, with its arguments"
                 )
+        checkpoint.same_selector(self.selector, state["selector"])
         sets = {name: ActiveSet.from_mask(mask) for name, mask in state["layers"].items()}
         load = getattr(self.selector, "load_state_dict", None)
         if load and state["selector"]["state"] is not None:

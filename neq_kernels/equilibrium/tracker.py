@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -15,7 +14,7 @@ from neq_kernels.distributed import WORLD, Peers
 from neq_kernels.planner import plan
 
 from . import checkpoint
-from .choice import Choice
+from .choice import Choice, check_warmup
 from .exclusion import Exclusion
 from .history import History
 from .layers import Layers
@@ -77,6 +76,10 @@ class Equilibrium:
         process_group: who measures together: all processes if torch.distributed is initialised
             ("world"), those of a group, or nobody else (None).
 
+    A selector that predicts the backward's time, such as `TimeBudget`, is told what it took: that
+    of steps in train mode, from the gradient's arrival at the model's outputs to the end, or what
+    `log(backward_ms=...)` says.
+
     Attributes:
         history: a `neq_kernels.equilibrium.History`: per update, what was found and chosen.
 
@@ -109,7 +112,7 @@ class Equilibrium:
             )
         self.definition = definition
         self.momentum = check_momentum(momentum)
-        self.warmup = _check_warmup(warmup)
+        self.warmup = check_warmup(warmup)
         self._definition = get_definition(definition)
         self._peers = Peers(process_group)
         self._measure = Measure(
@@ -143,7 +146,9 @@ class Equilibrium:
         started = time.perf_counter()
         with self._peers.together("update()"):
             self._layers.check()
-        self._check_peers()
+        self._peers.alike(
+            (self._passes, self.definition, self.momentum, sorted(self._layers.sizes.items()))
+        )
         excluded = self._exclusion.names
         layers = {name: m for name, m in self._layers.live().items() if name not in excluded}
         measured = self._measure.run(layers, self._carried, self.momentum)
@@ -153,9 +158,7 @@ class Equilibrium:
             if self._passes == 0:
                 exclusion = exclusion.settled(measured.head, self._layers.sizes)
             findings = {n: f for n, f in measured.findings.items() if n not in exclusion.names}
-            sets = Choice(
-                self._layers.live(), self._passes, self.warmup, self._definition.inclusive
-            ).sets(self.selector, findings)
+            sets = self._choice().sets(self.selector, findings)
         self._layers.activate(self._peers.first(sets))
         states = {name: found.state for name, found in findings.items() if found.state}
         self._carried, self._exclusion = replace(measured.carried, states=states), exclusion
@@ -175,37 +178,28 @@ class Equilibrium:
         Holds tensors, plain values, lists and dicts: `torch.load(..., weights_only=True)` reads it
         back.
         """
-        save = getattr(self.selector, "state_dict", None)
-        patterns = self._exclusion.patterns
         return {
             "version": checkpoint.VERSION,
             "definition": self.definition,
             "momentum": self.momentum,
             "warmup": self.warmup,
-            "exclude": None if patterns is None else list(patterns),
-            "excluded": list(self._exclusion.names),
-            "head": self._exclusion.head,
+            **self._exclusion.state_dict(),
             "passes": self._passes,
-            "digests": self._carried.digests,
             "layers": self._layers.masks(),
-            "states": {
-                name: {"track": state.track, "outputs": checkpoint.saved(state.outputs)}
-                for name, state in self._carried.states.items()
-            },
-            "memory": checkpoint.memory(self._carried),
+            **checkpoint.saved(self._carried),
             "history": self.history.state_dict(),
-            "selector": {"name": type(self.selector).__name__, "state": save() if save else None},
+            "selector": checkpoint.selector_state(self.selector),
             # With other paths a resumed run would differ in rounding.
             "plan": plan.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state`. As with optimizers, the saved momentum, warm-up and selector
-        settings replace those of the constructor.
+        """Go on from `state`. As with optimizers, the saved momentum and warm-up replace those of
+        the constructor.
 
         Raises:
-            ValueError: the state is of another model, definition, exclusion or kind of selector;
-                nothing is changed.
+            ValueError: the state is of another model, definition or exclusion, or of a selector of
+                another class or with other settings; nothing is changed.
         """
         checkpoint.check(
             state,
@@ -213,7 +207,7 @@ class Equilibrium:
             definition=self.definition,
             exclude=self._exclusion.patterns,
             sizes=self._layers.sizes,
-            selector=type(self.selector).__name__,
+            selector=self.selector,
         )
         sets = {name: ActiveSet.from_mask(mask) for name, mask in state["layers"].items()}
         load = getattr(self.selector, "load_state_dict", None)
@@ -229,16 +223,9 @@ class Equilibrium:
         self._passes = state["passes"]
         self._ended = None
 
-    def _check_peers(self) -> None:
-        """Raise ValueError unless all ranks measure the same layers for the same time."""
-        mine = (self._passes, self.definition, self.momentum, sorted(self._layers.sizes.items()))
-        found = self._peers.gather(zlib.crc32(repr(mine).encode()))
-        if len(set(found)) > 1:
-            raise ValueError(
-                "process_group: expected trackers of the same model and settings after as many "
-                f"updates on every rank, got {len(set(found))} different ones; load the same "
-                "state on all, or pass process_group=None to measure each on its own"
-            )
+    def _choice(self) -> Choice:
+        inclusive = self._definition.inclusive
+        return Choice(self._layers.live(), self._passes, self.warmup, inclusive)
 
     def _record(self, findings: Mapping[str, Finding], started: float, timed: str) -> Report:
         now, before = time.perf_counter(), self._ended
@@ -259,9 +246,3 @@ class Equilibrium:
         self.history.add(report, sets, velocities, getattr(self.selector, "epsilon", None))
         lines = [line for line in (timed, self._timing.chosen(self.history)) if line]
         return replace(report, note="\n".join(lines))
-
-
-def _check_warmup(warmup: int) -> int:
-    if not isinstance(warmup, int) or isinstance(warmup, bool) or warmup < 0:
-        raise ValueError(f"warmup: expected a whole number of epochs >= 0, got {warmup!r}")
-    return warmup

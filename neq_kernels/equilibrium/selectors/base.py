@@ -46,6 +46,22 @@ def needs(selector: Any) -> str | None:
     return getattr(selector, "needs", None)
 
 
+def settings(selector: Any) -> dict[str, Any]:
+    """What a selector was made with, for a saved run to be compared with: its class, and what its
+    `settings()` gives, if it offers that: a dict of plain values."""
+    given = getattr(selector, "settings", None)
+    return {"name": type(selector).__name__, "settings": given() if given else {}}
+
+
+def described(made: Mapping[str, Any]) -> str:
+    """What `settings` gave, as one would write it."""
+    inner = [
+        described(v) if isinstance(v, Mapping) and set(v) == {"name", "settings"} else f"{k}={v!r}"
+        for k, v in made["settings"].items()
+    ]
+    return f"{made['name']}({', '.join(inner)})"
+
+
 class Selector(Protocol):
     """See the module's docstring."""
 
@@ -77,6 +93,9 @@ class Velocity:
             # Not by the least number above epsilon: a denormal one is zero where they are flushed.
             return layer.velocity.abs() > self.epsilon
         return moving(layer.velocity, self.epsilon)
+
+    def settings(self) -> dict[str, Any]:
+        return {"epsilon": self.epsilon}
 
     def state_dict(self) -> dict[str, Any]:
         return {"epsilon": self.epsilon}

@@ -63,9 +63,12 @@ class ParameterBudget:
         }
         return spend(self.share, self.kinds, scores, drawn)
 
-    def state_dict(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         kinds = None if self.kinds is None else list(self.kinds)
         return {"share": self.share, "kinds": kinds}
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.settings()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.share = check_share("share", state["share"])

@@ -41,6 +41,9 @@ class Random:
         mask[torch.randperm(size, generator=self._generator)[:frozen]] = False
         return mask
 
+    def settings(self) -> dict[str, Any]:
+        return {"keep": self.keep}
+
     def state_dict(self) -> dict[str, Any]:
         return {"keep": self.keep, "generator": self._generator.get_state()}
 

@@ -40,8 +40,11 @@ class GradientNorm:
         worth = {name: gradient(s) / max(s.parameters, 1) for name, s in scores.items()}
         return spend(self.share, self.kinds, scores, worth)
 
-    def state_dict(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         return {"share": self.share, "kinds": None if self.kinds is None else list(self.kinds)}
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.settings()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.share = check_share("share", state["share"])
@@ -93,6 +96,11 @@ class Sampled:
         noise = torch.empty(size, dtype=torch.float64).exponential_(generator=self._generator)
         weights = torch.ones(size).double() if self.needs is None else gradient(layer)
         return weights.log() - noise.log()
+
+    def settings(self) -> dict[str, Any]:
+        kinds = None if self.kinds is None else list(self.kinds)
+        by = "uniform" if self.needs is None else "gradient"
+        return {"share": self.share, "by": by, "kinds": kinds}
 
     def state_dict(self) -> dict[str, Any]:
         kinds = None if self.kinds is None else list(self.kinds)

@@ -178,6 +178,9 @@ class TimeBudget:
                 f"would give, got {self.speedup:g}; see print(neq.profile(...))"
             )
 
+    def settings(self) -> dict[str, Any]:
+        return {"speedup": self.speedup, "calibrate": self.calibrate}
+
     def state_dict(self) -> dict[str, Any]:
         prediction = None if self.prediction is None else asdict(self.prediction)
         return {

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .base import Scores, Selector
+from .base import Scores, Selector, settings
 
 
 class _Wrapper:
@@ -21,6 +21,9 @@ class _Wrapper:
         """What the inner selector chooses for the first epoch; None, all, if it does not."""
         chosen = getattr(self.selector, "first", None)
         return chosen(scores) if chosen else None
+
+    def settings(self) -> dict[str, Any]:
+        return {"selector": settings(self.selector)}
 
     def state_dict(self) -> dict[str, Any]:
         save = getattr(self.selector, "state_dict", None)
@@ -71,6 +74,9 @@ class Warmup(_Wrapper):
     def first(self, scores: Mapping[str, Scores]) -> Mapping[str, Tensor] | None:
         return super().first(scores) if self.epochs == 0 else None
 
+    def settings(self) -> dict[str, Any]:
+        return {**super().settings(), "epochs": self.epochs}
+
     def __repr__(self) -> str:
         return f"Warmup({self.selector!r}, epochs={self.epochs})"
 
@@ -79,7 +85,9 @@ class Rounded(_Wrapper):
     """Rounds every layer's active neurons up to a ``multiple``, for which kernels are made: a
     partial block costs as much as a whole one.
 
-    The frozen neurons that move most thaw. A layer frozen whole stays so: that is for free.
+    The frozen neurons that move most thaw; under a `Schedule`, which measures no velocities, those
+    of largest gradient, and without gradients any, drawn by the number of the choice. A layer
+    frozen whole stays so: that is for free.
 
     Raises:
         ValueError: a multiple below 1.
@@ -92,23 +100,37 @@ class Rounded(_Wrapper):
         self.multiple = multiple
 
     def __call__(self, scores: Mapping[str, Scores]) -> dict[str, Tensor]:
-        return {
-            name: self._round(mask, scores[name].velocity)
-            for name, mask in self.selector(scores).items()
-        }
+        return self._rounded(self.selector(scores), scores)
 
     def first(self, scores: Mapping[str, Scores]) -> Mapping[str, Tensor] | None:
         chosen = super().first(scores)
-        if chosen is None:
-            return None
-        return {name: self._round(mask, scores[name].velocity) for name, mask in chosen.items()}
+        return None if chosen is None else self._rounded(chosen, scores)
 
-    def _round(self, mask: Tensor, velocity: Tensor) -> Tensor:
+    def _rounded(
+        self, chosen: Mapping[str, Tensor], scores: Mapping[str, Scores]
+    ) -> dict[str, Tensor]:
+        return {name: self._round(mask, _worth(scores[name])) for name, mask in chosen.items()}
+
+    def _round(self, mask: Tensor, worth: Tensor) -> Tensor:
         count = int(mask.sum())
         wanted = min(-(-count // self.multiple) * self.multiple, mask.numel())
-        moving = velocity.abs().nan_to_num(nan=torch.inf).masked_fill(mask, -1)
-        nearest = moving.argsort(descending=True, stable=True)[: wanted - count]
-        return mask.index_fill(0, nearest, True)
+        order = worth.masked_fill(mask, -1).argsort(descending=True, stable=True)
+        return mask.index_fill(0, order[: wanted - count], True)
+
+    def settings(self) -> dict[str, Any]:
+        return {**super().settings(), "multiple": self.multiple}
 
     def __repr__(self) -> str:
         return f"Rounded({self.selector!r}, multiple={self.multiple})"
+
+
+def _worth(layer: Scores) -> Tensor:
+    """By which frozen neurons thaw, fp64 `[C]`, >= 0; what is not known comes first."""
+    worth = layer.velocity.abs()
+    if worth.isnan().all():
+        if layer.gradient is not None:
+            worth = layer.gradient
+        else:
+            generator = torch.Generator().manual_seed(layer.epoch)
+            worth = torch.rand(worth.numel(), generator=generator, dtype=torch.float64)
+    return worth.nan_to_num(nan=torch.inf)
