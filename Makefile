@@ -9,12 +9,14 @@ EXTRAS ?= demo,test,dev
 DEMO ?=
 BENCH ?= --quick
 FUZZ ?= 1000000
+PART ?= all
+GPU_CHECK ?=
 
 bin := $(VENV)/bin
 installed := $(VENV)/.installed
 other := build/other-torch
 
-.PHONY: help install demo seeds test test-wheel lint format bench fuzz clean
+.PHONY: help install demo seeds test test-wheel lint format bench fuzz gpu-check clean
 .DEFAULT_GOAL := help
 
 help:
@@ -25,6 +27,7 @@ help:
 	@echo "make lint    ruff, mypy, clang-format"
 	@echo "make bench   microbenchmarks on this machine                  (BENCH= for the full suite)"
 	@echo "make fuzz    the C ABI on FUZZ random inputs, under the sanitizers    (FUZZ=1000000)"
+	@echo "make gpu-check   build, test, measure on the NVIDIA GPU here       (PART=plan says what)"
 	@echo "make clean   remove $(VENV) and build/"
 
 install: $(installed)
@@ -88,6 +91,12 @@ fuzz: $(installed)
 	    -DCMAKE_MAKE_PROGRAM=$(abspath $(bin)/ninja) && \
 	$(bin)/cmake --build $$build --target $$fuzzers && \
 	for fuzzer in $$fuzzers; do $$build/$$fuzzer $${runs}$(FUZZ) || exit 1; done
+
+# With PYTHON as it is, its torch and its tools; nothing is downloaded. Ends with 2 where the time of
+# a part (GPU_CHECK='--seconds 470') was up first: the same command goes on. COMMIT=... where there
+# is no git.
+gpu-check:
+	$(PYTHON) -m bench.gpu --part $(PART) $(GPU_CHECK)
 
 clean:
 	rm -rf $(VENV) build *.egg-info neq_kernels/*.so

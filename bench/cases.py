@@ -6,6 +6,7 @@ transformers' Conv1D, whose weight is [in, out].
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from math import prod
 
@@ -20,6 +21,7 @@ class Case:
     """One layer on one input.
 
     ``arguments``: the layer's: in and out, then for a convolution the kernel, stride and groups.
+    ``parameters``: their dtype where it is not that of the activations: autocast casts them.
     ``quick``: part of the short run.
     """
 
@@ -30,6 +32,7 @@ class Case:
     reason: str
     dtype: torch.dtype = torch.float32
     channels_last: bool = False
+    parameters: torch.dtype | None = field(default=None, kw_only=True)
     quick: bool = field(default=False, kw_only=True)
 
     @property
@@ -41,6 +44,16 @@ class Case:
         if self.kind != "conv":
             return "tokens"
         return "channels_last" if self.channels_last else "contiguous"
+
+    @property
+    def precision(self) -> str:
+        return str(self.dtype).removeprefix("torch.") + (" autocast" if self.parameters else "")
+
+    def autocast(self, device: str) -> AbstractContextManager[object]:
+        """What its forward runs in."""
+        if not self.parameters:
+            return nullcontext()
+        return torch.autocast(torch.device(device).type, self.dtype)
 
     @property
     def geometry(self) -> str:
@@ -67,11 +80,12 @@ class Case:
             layer = Conv1D(a["outputs"], a["inputs"])
         else:
             layer = nn.Linear(a["inputs"], a["outputs"])
-        return layer.to(device, self.dtype, memory_format=self._format())
+        dtype = self.parameters or self.dtype
+        return layer.to(device, dtype, memory_format=self._format())
 
     def example(self, device: str = "cpu") -> Tensor:
         """A fresh random input."""
-        x = torch.randn(self.input, device=device).to(self.dtype)
+        x = torch.randn(self.input, device=device, dtype=self.dtype)
         return x.contiguous(memory_format=self._format())
 
     def macs(self) -> int:

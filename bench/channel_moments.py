@@ -28,7 +28,7 @@ from bench.harness import (
     table,
     write_csv,
 )
-from bench.pack_channels import MIB, keep_freed_memory
+from bench.pack_channels import MIB, apart, keep_freed_memory
 from neq_kernels import native, reference
 
 KINDS = [
@@ -82,11 +82,7 @@ def providers(pairs: list[tuple[Tensor, Tensor]]) -> dict[str, Provider]:
         "three sums, fp64": partial(_three_sums_fp64, pairs),
         "channel_moments": partial(_native, pairs),
     }
-    # In one round everybody works on another pair: none finds what the last one has read.
-    return {
-        name: Provider(lambda i, way=way, shift=shift: way((i + shift) % len(pairs)))
-        for shift, (name, way) in enumerate(ways.items())
-    }
+    return apart(ways, len(pairs))
 
 
 def measure(shape: Shape, dtype: torch.dtype, seconds: float, device: str) -> list[Row]:

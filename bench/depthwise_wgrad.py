@@ -40,11 +40,16 @@ class Shape:
     side: int
     stride: int
 
-    def make(self, dtype: torch.dtype, layout: torch.memory_format) -> tuple[Tensor, Tensor]:
+    def make(
+        self, dtype: torch.dtype, layout: torch.memory_format, device: str = "cpu"
+    ) -> tuple[Tensor, Tensor]:
         """(x, dy) of a 3x3 convolution with padding 1."""
         out = -(-self.side // self.stride)
         sizes = [(self.batch, self.channels, side, side) for side in (self.side, out)]
-        x, dy = (torch.randn(size).to(dtype).contiguous(memory_format=layout) for size in sizes)
+        x, dy = (
+            torch.randn(size, device=device).to(dtype).contiguous(memory_format=layout)
+            for size in sizes
+        )
         return x, dy
 
     def __str__(self) -> str:
@@ -83,23 +88,24 @@ def _read(sets: list[tuple[Tensor, Tensor]], i: int) -> None:
 
 
 def measure(
-    shape: Shape, dtype: torch.dtype, layout: torch.memory_format, seconds: float
-) -> list[Row]:
+    shape: Shape, dtype: torch.dtype, layout: torch.memory_format, seconds: float,
+    device: str = "cpu",
+) -> list[Row]:  # fmt: skip
     """A row per provider and share, all in one interleaved run."""
-    nbytes = sum(tensor.nbytes for tensor in shape.make(dtype, layout))
-    sets = [shape.make(dtype, layout) for _ in range(input_sets(nbytes))]
-    weight = torch.randn(shape.channels, 1, 3, 3).to(dtype)
+    nbytes = sum(tensor.nbytes for tensor in shape.make(dtype, layout, device))
+    sets = [shape.make(dtype, layout, device) for _ in range(input_sets(nbytes))]
+    weight = torch.randn(shape.channels, 1, 3, 3, device=device).to(dtype)
     counts = {share: max(1, round(share * shape.channels)) for share in SHARES}
     ways = {"aten": partial(_aten, sets, weight, shape.stride), "reading": partial(_read, sets)}
     for share, count in counts.items():
-        index = torch.randperm(shape.channels)[:count].sort().values.int()
+        index = torch.randperm(shape.channels)[:count].sort().values.int().to(device)
         ways[f"{share:.0%}"] = partial(_ours, sets, weight, index, shape.stride)
     # In one round everybody works on another input: none finds what the last one read.
     providers = {
         name: Provider(lambda i, way=way, shift=shift: way((i + shift) % len(sets)))
         for shift, (name, way) in enumerate(ways.items())
     }
-    timings = interleave(providers, sets=len(sets), seconds=seconds)
+    timings = interleave(providers, sets=len(sets), seconds=seconds, device=device)
     dense, reading = timings["aten"].median, timings["reading"].median
     last = layout == torch.channels_last
     rows = []
@@ -115,7 +121,7 @@ def measure(
                 ms=timing.median, p20=timing.p20, p80=timing.p80, speedup=dense / timing.median,
                 ceiling_ms=None if share is None else reading * part,
                 ceiling_share=None if share is None else reading * part / timing.median,
-                path="" if share is None else native.cpu_isa(),
+                path="" if share is None or device != "cpu" else native.cpu_isa(),
                 gb_s=nbytes * part / timing.median / 1e6,
             )
         )  # fmt: skip
@@ -127,6 +133,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="batch 16 at 96x96 only")
     parser.add_argument("--seconds", type=float, default=1.5, help="per geometry and layout")
     parser.add_argument("--threads", type=int, help="torch's, by default as many as it likes")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
     parser.add_argument("--output", type=Path, help="CSV file (bench/results/... by default)")
     arguments = parser.parse_args(argv)
@@ -136,18 +143,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     keep_freed_memory()
     if not native.available():
         raise SystemExit(native.why_not())
-    dtype = getattr(torch, arguments.dtype)
-    sets = [Shape(16, 144, 24, 1).make(dtype, torch.channels_last)]
-    weight = torch.randn(144, 1, 3, 3).to(dtype)
-    print(noise_verdict(noise(Provider(lambda i: _aten(sets, weight, 1, 0)))))
+    dtype, device = getattr(torch, arguments.dtype), arguments.device
+    sets = [Shape(16, 144, 24, 1).make(dtype, torch.channels_last, device)]
+    weight = torch.randn(144, 1, 3, 3, device=device).to(dtype)
+    print(noise_verdict(noise(Provider(lambda i: _aten(sets, weight, 1, 0)), device=device)))
     rows = []
     for shape in tqdm(SHAPES[: len(SMALL)] if arguments.quick else SHAPES, disable=None):
         for layout in (torch.contiguous_format, torch.channels_last):
-            measured = measure(shape, dtype, layout, arguments.seconds)
+            measured = measure(shape, dtype, layout, arguments.seconds, device)
             tqdm.write(table(measured) + "\n")
             rows += measured
-    path = arguments.output or results_path("depthwise_wgrad")
-    write_csv(path, rows)
+    path = arguments.output or results_path("depthwise_wgrad", device)
+    write_csv(path, rows, device)
     print(f"Written: {path}")
 
 

@@ -1,9 +1,10 @@
 """Timing that survives a noisy machine, and the rows every benchmark writes.
 
-Providers take turns within one run, so that drift hits all alike; each round runs them in another
-order. Inputs rotate: call i of a provider works on input set i, and there are enough sets that the
-last-level cache has forgotten set i when its turn comes again. Times are medians with the 20th and
-80th percentile; before anything else the reference is timed against itself.
+Providers take turns within one run, so that drift hits all alike; each round shuffles them, as each
+leaves its successor a cache full of lines still to be written. Inputs rotate: call i of a provider
+works on input set i, and there are enough sets that the last-level cache has forgotten set i when
+its turn comes again. Times are medians with the 20th and 80th percentile; before anything else the
+reference is timed against itself.
 """
 
 from __future__ import annotations
@@ -16,7 +17,10 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import cache
+from itertools import pairwise
 from pathlib import Path
+from random import Random
 from statistics import median, quantiles
 from typing import Any
 
@@ -60,7 +64,8 @@ class Row:
     """One measurement; None where it does not apply.
 
     ``ceiling_ms`` is the time if every active neuron cost exactly its share, ``ceiling_share`` how
-    much of that was reached, ``gb_s`` counts every tensor once, ``tflop_s`` only the active rows.
+    much of that was reached, ``roofline_ms`` the least that this device's own rates allow; ``gb_s``
+    counts every tensor once, ``tflop_s`` only the active rows.
     """
 
     operator: str
@@ -79,6 +84,34 @@ class Row:
     path: str = ""
     gb_s: float | None = None
     tflop_s: float | None = None
+    roofline_ms: float | None = None
+
+
+class Stopwatch:
+    """Milliseconds between marks: of a processor's clock, or of a device that each mark is queued
+    on. It starts on a device at rest, so that what the host takes to launch counts as well."""
+
+    def __init__(self, device: str = "cpu") -> None:
+        self._cuda = torch.device(device).type == "cuda"
+        self._marks: list[Any] = []
+        if self._cuda:
+            torch.cuda.synchronize()
+        self.mark()
+
+    def mark(self) -> None:
+        if not self._cuda:
+            self._marks.append(time.perf_counter())
+            return
+        self._marks.append(torch.cuda.Event(enable_timing=True))
+        self._marks[-1].record()
+
+    def ms(self) -> list[float]:
+        """From each mark to the next, once the device is through."""
+        pairs = list(pairwise(self._marks))
+        if not self._cuda:
+            return [(end - begin) * 1e3 for begin, end in pairs]
+        self._marks[-1].synchronize()
+        return [begin.elapsed_time(end) for begin, end in pairs]
 
 
 def input_sets(nbytes: int) -> int:
@@ -110,11 +143,11 @@ def interleave(
         for provider in providers.values():
             timed(provider, i % sets)
     times: dict[str, list[float]] = {name: [] for name in providers}
-    names, done = list(providers), 0
+    names, shuffle, done = list(providers), Random(0).shuffle, 0
     end = time.perf_counter() + seconds
     while done < rounds[0] or (done < rounds[1] and time.perf_counter() < end):
-        first = done % len(names)
-        for name in names[first:] + names[:first]:
+        shuffle(names)
+        for name in names:
             times[name].append(timed(providers[name], done % sets))
         done += 1
     return {name: Timing.of(values) for name, values in times.items()}
@@ -223,18 +256,24 @@ def _plain(value: object) -> str:
 def _time_cpu(provider: Provider, i: int) -> float:
     if provider.prepare:
         provider.prepare(i)
-    started = time.perf_counter()
+    watch = Stopwatch()
     provider.run(i)
-    return (time.perf_counter() - started) * 1e3
+    watch.mark()
+    return watch.ms()[0]
 
 
 def _time_cuda(provider: Provider, i: int) -> float:
     if provider.prepare:
         provider.prepare(i)
-    started, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    torch.cuda.synchronize()
-    started.record()
+    _flush_buffer().zero_()
+    watch = Stopwatch("cuda")
     provider.run(i)
-    ended.record()
-    ended.synchronize()
-    return started.elapsed_time(ended)
+    watch.mark()
+    return watch.ms()[0]
+
+
+@cache
+def _flush_buffer() -> torch.Tensor:
+    """What, written to, leaves nothing else in the device's second-level cache."""
+    size = getattr(torch.cuda.get_device_properties(), "L2_cache_size", 0)
+    return torch.empty(max(4 * size, CACHE_BYTES), dtype=torch.int8, device="cuda")

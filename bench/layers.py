@@ -4,13 +4,15 @@ Providers: "dense", torch's layer; "wgrad off", torch's layer with weight and bi
 dense and then zeroed, which is what NEq's own code does; "naive", see bench/rivals.py; and ours
 with both values of ``propagate``, once the planner has settled. The ceiling is the time if every
 active row cost exactly its share: wgrad off + share * (dense - wgrad off), and share * dense for
-``propagate="active"``.
+``propagate="active"``. Of an input that needs no gradient, such as a network's own, only the
+weight's and the bias's are left ("layer wgrad"), and the ceiling is share * dense.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from dataclasses import replace
 from fnmatch import fnmatch
@@ -36,6 +38,7 @@ from bench.harness import (
     table,
     write_csv,
 )
+from bench.peaks import Peaks
 from bench.rivals import naive_forward
 
 OURS = {"ours, propagate=all": "all", "ours, propagate=active": "active"}
@@ -51,13 +54,20 @@ class Backward:
         gradients: Sequence[Tensor],
         forward: Callable[[Tensor], Tensor] | None = None,
         after: Callable[[], object] | None = None,
+        needs_dx: bool = True,
+        context: Callable[[], AbstractContextManager[object]] = nullcontext,
     ) -> None:
         self.layer = layer
-        self.forward = forward or layer
-        self.inputs = [x.detach().requires_grad_() for x in inputs]
+        self.context = context
+        self._forward = forward or layer
+        self.inputs = [x.detach().requires_grad_(needs_dx) for x in inputs]
         self.gradients = gradients
         self.after = after
         self.record()
+
+    def forward(self, x: Tensor) -> Tensor:
+        with self.context():
+            return self._forward(x)
 
     def record(self) -> None:
         """Run the forwards that the backwards start from, anew."""
@@ -80,12 +90,19 @@ class Backward:
 
 
 def backwards(
-    case: Case, active: neq.ActiveSet, inputs: Sequence[Tensor], gradients: Sequence[Tensor]
+    case: Case,
+    active: neq.ActiveSet,
+    inputs: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    needs_dx: bool = True,
 ) -> dict[str, Backward]:
     """Every provider of one case, all with the same weights and inputs."""
-    device = inputs[0].device
-    layer = case.layer(str(device))
-    make = partial(Backward, inputs=inputs, gradients=gradients)
+    device = str(inputs[0].device)
+    layer = case.layer(device)
+    make = partial(
+        Backward, inputs=inputs, gradients=gradients, needs_dx=needs_dx,
+        context=lambda: case.autocast(device),
+    )  # fmt: skip
     wgrad_off = deepcopy(layer).requires_grad_(False)
     masked = deepcopy(layer)
     frozen, dim = active.frozen.to(device), int(case.kind == "columns")
@@ -94,43 +111,54 @@ def backwards(
         masked.weight.grad.index_fill_(dim, frozen, 0)
         masked.bias.grad.index_fill_(0, frozen, 0)
 
-    made = {
-        "dense": make(deepcopy(layer)),
-        "wgrad off": make(wgrad_off),
-        "masked": make(masked, after=zero_frozen_rows),
-    }
+    made = {"dense": make(deepcopy(layer))}
+    if needs_dx:
+        made["wgrad off"] = make(wgrad_off)
+    made["masked"] = make(masked, after=zero_frozen_rows)
     if case.kind != "columns":
         naive = deepcopy(layer)
         rows = active.index.tolist()
         made["naive"] = make(naive, forward=lambda x: naive_forward(naive, x, rows))
     for name, propagate in OURS.items():
+        if propagate == "active" and not needs_dx:
+            continue  # no dX, no difference
         ours = neq.convert(deepcopy(layer), propagate=propagate)
         ours.set_active(active)
         made[name] = make(ours)
     return made
 
 
-def measure(case: Case, share: float, seconds: float, device: str) -> list[Row]:
-    """A row per provider of ``case`` with ``share`` of its neurons active, drawn at random."""
+def measure(
+    case: Case,
+    share: float,
+    seconds: float,
+    device: str,
+    needs_dx: bool = True,
+    peaks: Peaks | None = None,
+) -> list[Row]:
+    """A row per provider of ``case`` with ``share`` of its neurons active, drawn at random; with
+    the least time that ``peaks`` leave, where given."""
     generator = torch.Generator().manual_seed(0)
     count = max(1, round(share * case.neurons))
     chosen = torch.randperm(case.neurons, generator=generator)[:count]
     active = neq.ActiveSet.from_index(chosen, case.neurons)
     example = case.example(device)
-    output = case.layer(device)(example)
-    sets = input_sets(example.nbytes + output.nbytes)
+    with torch.no_grad(), case.autocast(device):
+        output = case.layer(device)(example)
+    # On a GPU the cache is flushed between calls.
+    sets = 2 if torch.device(device).type == "cuda" else input_sets(example.nbytes + output.nbytes)
     inputs = [torch.randn_like(example) for _ in range(sets)]
     gradients = [torch.randn_like(output) for _ in range(sets)]
-    runs = backwards(case, active, inputs, gradients)
-    for name in OURS:
+    runs = backwards(case, active, inputs, gradients, needs_dx)
+    for name in runs.keys() & OURS.keys():
         settle(runs[name].layer, runs[name].step)
         runs[name].record()
     providers = {name: Provider(run.run, run.prepare) for name, run in runs.items()}
     timings = interleave(providers, sets=sets, seconds=seconds, device=device)
     weight = runs["dense"].layer.weight
-    moved = 2 * (example.nbytes + weight.nbytes) + output.nbytes
+    moved = (1 + needs_dx) * (example.nbytes + weight.nbytes) + output.nbytes
     return [
-        _row(case, count / case.neurons, name, timings, path_of(run.layer), moved)
+        _row(case, count / case.neurons, name, timings, path_of(run.layer), moved, needs_dx, peaks)
         for name, run in runs.items()
         if name != "wgrad off" or share == 1
     ]
@@ -144,18 +172,22 @@ def path_of(layer: nn.Module) -> str:
 
 
 def _row(
-    case: Case, active: float, name: str, timings: dict[str, Timing], path: str, moved: int
-) -> Row:
-    dense, off, own = timings["dense"].median, timings["wgrad off"].median, timings[name]
-    if OURS.get(name) == "active":
+    case: Case, active: float, name: str, timings: dict[str, Timing], path: str, moved: int,
+    needs_dx: bool, peaks: Peaks | None,
+) -> Row:  # fmt: skip
+    dense, own = timings["dense"].median, timings[name]
+    off = timings["wgrad off"].median if needs_dx else 0.0
+    propagate = OURS.get(name, "all")
+    if propagate == "active":
         ceiling, useful = active * dense, 2 * active
     else:
-        ceiling, useful = off + active * max(0.0, dense - off), 1 + active
+        ceiling, useful = off + active * max(0.0, dense - off), needs_dx + active
     is_ours = name in OURS
+    roofline = peaks and is_ours and peaks.roofline_ms(case, active, needs_dx, propagate)
     return Row(
-        operator="layer backward",
+        operator="layer backward" if needs_dx else "layer wgrad",
         geometry=f"{case.kind} {case.geometry}",
-        dtype=str(case.dtype).removeprefix("torch."),
+        dtype=case.precision,
         layout=case.layout,
         active=active,
         provider=name,
@@ -169,6 +201,7 @@ def _row(
         path=path,
         gb_s=moved / own.median / 1e6,
         tflop_s=2 * useful * case.macs() / own.median / 1e9 if name != "wgrad off" else None,
+        roofline_ms=roofline or None,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,28 +18,54 @@ class Network:
     """A network and its batch.
 
     ``make()`` gives a fresh one, ``loss(model, batch)`` its loss, ``floor`` the share of its own
-    ceiling that the whole backward is to reach at 10 % active.
+    ceiling that the whole backward is to reach at 10 % active. ``dtype`` is its parameters',
+    ``autocast`` that of the products, where it differs.
     """
 
     name: str
     make: Callable[[], nn.Module]
     batch: Callable[[], Tensor]
-    loss: Callable[[nn.Module, Tensor], Tensor]
+    loss: Callable[[Callable[..., Any], Tensor], Tensor]
     layouts: tuple[str, ...]
     floor: float
     quick: bool = False
+    dtype: torch.dtype = torch.float32
+    autocast: torch.dtype | None = None
+
+    @property
+    def precision(self) -> str:
+        if self.autocast:
+            return f"{str(self.autocast).removeprefix('torch.')} autocast"
+        return str(self.dtype).removeprefix("torch.")
+
+    def build(self, device: str, layout: str) -> tuple[nn.Module, Tensor]:
+        """A fresh network in training and a batch, both in place."""
+        model, batch = self.make().to(device, self.dtype).train(), self.batch().to(device)
+        if batch.is_floating_point() and not self.autocast:
+            batch = batch.to(self.dtype)
+        if layout == "channels_last":
+            model = model.to(memory_format=torch.channels_last)
+            batch = batch.to(memory_format=torch.channels_last)
+        return model, batch
+
+    def training_loss(self, model: Callable[..., Any], batch: Tensor) -> Tensor:
+        """The loss, in the network's own precision."""
+        if self.autocast is None:
+            return self.loss(model, batch)
+        with torch.autocast(batch.device.type, self.autocast):
+            return self.loss(model, batch)
 
 
 IMAGES = ("contiguous", "channels_last")
 
 
-def _image_loss(model: nn.Module, x: Tensor) -> Tensor:
+def image_loss(model: Callable[..., Any], x: Tensor) -> Tensor:
     output = model(x)
     logits = output if isinstance(output, Tensor) else output.logits
     return F.cross_entropy(logits.float(), torch.arange(len(x), device=x.device) % logits.shape[1])
 
 
-def _text_loss(model: nn.Module, tokens: Tensor) -> Tensor:
+def text_loss(model: Callable[..., Any], tokens: Tensor) -> Tensor:
     return model(input_ids=tokens, labels=tokens).loss
 
 
@@ -79,21 +106,21 @@ NETWORKS = {
     network.name: network
     for network in (
         Network(
-            "ResNet-32", resnet32, lambda: torch.randn(128, 3, 32, 32), _image_loss, IMAGES, 0.8
+            "ResNet-32", resnet32, lambda: torch.randn(128, 3, 32, 32), image_loss, IMAGES, 0.8
         ),
         Network(
-            "ResNet-50", _resnet50, lambda: torch.randn(8, 3, 112, 112), _image_loss, IMAGES, 0.9
+            "ResNet-50", _resnet50, lambda: torch.randn(8, 3, 112, 112), image_loss, IMAGES, 0.9
         ),
         Network(
-            "MobileNetV2", _mobilenet_v2, lambda: torch.randn(16, 3, 96, 96), _image_loss, IMAGES,
+            "MobileNetV2", _mobilenet_v2, lambda: torch.randn(16, 3, 96, 96), image_loss, IMAGES,
             0.8, quick=True,
         ),
         Network(
-            "ViT", _vit, lambda: torch.randn(16, 3, 112, 112), _image_loss, ("tokens",), 0.9,
+            "ViT", _vit, lambda: torch.randn(16, 3, 112, 112), image_loss, ("tokens",), 0.9,
             quick=True,
         ),
         Network(
-            "GPT-2", _gpt2, lambda: torch.randint(0, 2000, (4, 256)), _text_loss, ("tokens",), 0.9
+            "GPT-2", _gpt2, lambda: torch.randint(0, 2000, (4, 256)), text_loss, ("tokens",), 0.9
         ),
     )
 }  # fmt: skip

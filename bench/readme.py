@@ -1,7 +1,8 @@
 """Fill README's tables from bench/results/<device>/*.csv: python -m bench.readme [--check]
 
 A table stands between ``<!-- bench:NAME FOLDER -->`` and ``<!-- /bench -->``: NAME is one of those
-below, FOLDER is that of a device in bench/results/. ``--check`` changes nothing and fails where
+below, FOLDER is that of a device in bench/results/; ``bench:gpu *`` is every GPU that gpu-check has
+measured, and empty where there is none. ``--check`` changes nothing and fails where
 README says otherwise than the CSV.
 """
 
@@ -15,11 +16,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 
+from bench.gpu.tables import every_device
 from bench.harness import RESULTS
 from bench.never_slower import LIMIT, Result, last
 
 README = RESULTS.parent.parent / "README.md"
-BLOCK = re.compile(r"(<!-- bench:(\w+) ([\w.-]+) -->\n).*?(<!-- /bench -->)", re.DOTALL)
+BLOCK = re.compile(r"(<!-- bench:(\w+) ([\w.-]+|\*) -->\n).*?(<!-- /bench -->)", re.DOTALL)
 EXACT, PARTIAL = "ours, propagate=all", "ours, propagate=active"
 # Layers of README's table, wide ones and losing ones; all others are in the CSV.
 LAYERS = (
@@ -171,6 +173,9 @@ def fill(text: str, results: Path = RESULTS) -> str:
 
     def block(found: re.Match[str]) -> str:
         begin, name, folder, end = found.groups()
+        if (name, folder) == ("gpu", "*"):
+            measured = every_device(results)
+            return f"{begin}{measured}\n{end}" if measured else f"{begin}{end}"
         if name not in TABLES:
             raise ValueError(f"bench:{name}: expected one of {', '.join(TABLES)}")
         with (results / folder / f"{name}.csv").open(newline="") as file:

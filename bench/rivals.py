@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 
+from neq_kernels.layer import cast_for_autocast
+
 
 class _NaiveLinear(Function):
     @staticmethod
@@ -64,7 +66,8 @@ def _conv_backward(dy, x, weight, geometry, needed):
 
 def naive_forward(layer: nn.Module, x: Tensor, active: list[int]) -> Tensor:
     """``layer(x)`` for a Linear or Conv2d, whose backward fills the rows of ``active`` only."""
+    x, weight, bias = cast_for_autocast(x, layer.weight, layer.bias)
     if isinstance(layer, nn.Conv2d):
         geometry = (layer.stride, layer.padding, layer.groups)
-        return _NaiveConv.apply(x, layer.weight, layer.bias, active, *geometry)
-    return _NaiveLinear.apply(x, layer.weight, layer.bias, active)
+        return _NaiveConv.apply(x, weight, bias, active, *geometry)
+    return _NaiveLinear.apply(x, weight, bias, active)

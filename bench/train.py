@@ -18,11 +18,11 @@ The network without frozen neurons comes first: converted, it must cost what the
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 import neq_kernels as neq
 from bench.fresh import settle
-from bench.harness import NOISE_LIMIT, Row, Timing, results_path, table, write_csv
+from bench.harness import NOISE_LIMIT, Row, Stopwatch, Timing, results_path, table, write_csv
 from bench.models import NETWORKS, Network
 from bench.rivals import naive_forward
 
@@ -41,25 +41,29 @@ Sets = Mapping[str, neq.ActiveSet]
 
 @dataclass
 class Contender:
-    """A network in training; ``after`` follows the backward, and counts as part of it."""
+    """A network in training; ``after`` follows the backward, and counts as part of it;
+    ``compiled`` is what runs in the model's place."""
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
     after: Callable[[], object] | None = None
+    compiled: Callable[..., Any] | None = None
 
     def step(self, network: Network, batch: Tensor) -> tuple[float, float]:
         """Milliseconds of the backward, and of the whole step."""
         self.optimizer.zero_grad()
-        begun = time.perf_counter()
-        loss = network.loss(self.model, batch)
-        middle = time.perf_counter()
+        watch = Stopwatch(str(batch.device))
+        loss = network.training_loss(self.compiled or self.model, batch)
+        watch.mark()
         if loss.requires_grad:
             loss.backward()
         if self.after:
             self.after()
-        end = time.perf_counter()
+        watch.mark()
         self.optimizer.step()
-        return (end - middle) * 1e3, (time.perf_counter() - begun) * 1e3
+        watch.mark()
+        forward, backward, optimizer = watch.ms()
+        return backward, forward + backward + optimizer
 
 
 def contender(model: nn.Module, sets: Sets | None = None, propagate: str = "all") -> Contender:
@@ -140,7 +144,14 @@ def frozen_layers(model: nn.Module, names: Sequence[str] | Sets) -> Contender:
 def masked(model: nn.Module, sets: Sets) -> Contender:
     """Torch's network, the frozen rows of its gradients zeroed after the backward."""
     made = contender(deepcopy(model))
-    layers = [(made.model.get_submodule(name), active.frozen) for name, active in sets.items()]
+    made.after = zeroing(made.model, sets)
+    return made
+
+
+def zeroing(model: nn.Module, sets: Sets) -> Callable[[], None]:
+    """What zeroes the frozen rows of the gradients of ``model``."""
+    layers = [(model.get_submodule(name), active.frozen) for name, active in sets.items()]
+    layers = [(layer, frozen.to(layer.weight.device)) for layer, frozen in layers]
 
     def zero() -> None:
         for layer, frozen in layers:
@@ -148,19 +159,22 @@ def masked(model: nn.Module, sets: Sets) -> Contender:
             if layer.bias is not None:
                 layer.bias.grad.index_fill_(0, frozen, 0)
 
-    made.after = zero
-    return made
+    return zero
 
 
 def naive(model: nn.Module, sets: Sets) -> Contender:
     """Torch's network, its frozen rows skipped as bench/rivals.py does."""
     model = deepcopy(model)
+    skip_naively(model, sets)
+    return contender(model)
+
+
+def skip_naively(model: nn.Module, sets: Sets) -> None:
     for name, active in sets.items():
         layer = model.get_submodule(name)
         if isinstance(layer, (nn.Linear, nn.Conv2d)):
             rows = active.index.tolist()
             layer.forward = lambda x, layer=layer, rows=rows: naive_forward(layer, x, rows)
-    return contender(model)
 
 
 def wgrad_share(model: nn.Module, batch: Tensor, sets: Sets) -> float:
@@ -187,10 +201,21 @@ def wgrad_share(model: nn.Module, batch: Tensor, sets: Sets) -> float:
 def measure(network: Network, layout: str, pattern: str, share: float, rounds: int) -> list[Row]:
     """Rows of the backward and of the whole step, a provider each."""
     torch.manual_seed(0)
-    model, batch = network.make().train(), network.batch()
-    if layout == "channels_last":
-        model, batch = (x.to(memory_format=torch.channels_last) for x in (model, batch))
+    model, batch = network.build("cpu", layout)
     made = contenders(model, pattern, share)
+    times = take_turns(network, batch, made, rounds)
+    part = wgrad_share(model, batch, draw(model, pattern, share))
+    geometry = f"{network.name} @ {'x'.join(map(str, batch.shape))}, {pattern}"
+    return rows_of(geometry, network.precision, layout, share, times, part)
+
+
+Times = Mapping[str, Sequence[tuple[float, float]]]
+
+
+def take_turns(
+    network: Network, batch: Tensor, made: Mapping[str, Contender], rounds: int
+) -> Times:
+    """Milliseconds of each one's backwards and steps, once our planner has settled."""
     for name, one in made.items():
         if name in OURS:
             settle(one.model, lambda _, one=one: one.step(network, batch))
@@ -202,29 +227,39 @@ def measure(network: Network, layout: str, pattern: str, share: float, rounds: i
         first = round_ % len(names)
         for name in names[first:] + names[:first]:
             times[name].append(made[name].step(network, batch))
-    part = wgrad_share(model, batch, draw(model, pattern, share))
-    geometry = f"{network.name} @ {'x'.join(map(str, batch.shape))}, {pattern}"
+    return times
+
+
+def rows_of(
+    geometry: str, dtype: str, layout: str, share: float, times: Times, part: float, path: str = ""
+) -> list[Row]:
+    """Rows of the backward and of the whole step, a provider each; ``part``: the active share of
+    the weight gradients' multiplications; ``path`` says how ours ran."""
     rows = []
     for which, operator in enumerate(("whole backward", "whole step")):
         timings = {name: Timing.of([t[which] for t in found]) for name, found in times.items()}
-        rows += [_row(operator, geometry, layout, share, name, timings, part) for name in made]
+        rows += [
+            _row(operator, geometry, dtype, layout, share, name, timings, part, path)
+            for name in times
+        ]
     return rows
 
 
 def _row(
-    operator: str, geometry: str, layout: str, share: float, name: str,
-    timings: Mapping[str, Timing], part: float,
+    operator: str, geometry: str, dtype: str, layout: str, share: float, name: str,
+    timings: Mapping[str, Timing], part: float, path: str,
 ) -> Row:  # fmt: skip
     dense, own, ceiling = timings["dense"].median, timings[name], None
-    if name in OURS and "wgrad off" in timings:
-        off = timings["wgrad off"].median
+    # What the ceiling stands on. Of propagate="active" what is no layer's gradient stays, too, and
+    # is measured only where there is a provider without any.
+    base = {"all": "wgrad off", "active": "gradients off"}.get(OURS.get(name, ""))
+    if base in timings:
+        off = timings[base].median
         ceiling = off + part * max(0.0, dense - off)
-    if OURS.get(name) == "active":
-        ceiling = None  # what is no layer's gradient stays, and was not measured alone
     return Row(
         operator=operator,
         geometry=geometry,
-        dtype="float32",
+        dtype=dtype,
         layout=layout,
         active=share,
         provider=name,
@@ -235,6 +270,7 @@ def _row(
         speedup=dense / own.median,
         ceiling_ms=ceiling,
         ceiling_share=None if ceiling is None else ceiling / own.median,
+        path=path if name in OURS else "",
     )
 
 

@@ -12,60 +12,13 @@ from collections.abc import Callable, Sequence
 import torch
 
 from bench import triton_shared as shared
+from bench.geometries import Convolution, mobilenet_v2, resnet32, resnet50
 from neq_kernels import reference
 from neq_kernels.active import bucket
 from neq_kernels.kernels import device
 from neq_kernels.kernels.configuration import cost
 
-# Images, inputs, side, outputs, kernel, stride: each geometry of a network once.
-Layer = tuple[int, int, int, int, int, int]
-
-
-def _resnet50(images: int = 256) -> dict[str, Layer]:
-    layers: dict[str, Layer] = {"stem": (images, 3, 224, 64, 7, 2)}
-    wide, side = 64, 56
-    for stage in range(4):
-        middle = 64 << stage
-        stride = 2 if stage else 1
-        name, small = f"stage {stage + 1}", side // stride
-        layers |= {
-            f"{name} first reduce": (images, wide, side, middle, 1, 1),
-            f"{name} first middle": (images, middle, side, middle, 3, stride),
-            f"{name} shortcut": (images, wide, side, 4 * middle, 1, stride),
-            f"{name} expand": (images, middle, small, 4 * middle, 1, 1),
-            f"{name} reduce": (images, 4 * middle, small, middle, 1, 1),
-            f"{name} middle": (images, middle, small, middle, 3, 1),
-        }
-        wide, side = 4 * middle, small
-    return layers
-
-
-def _mobilenet_v2(images: int = 256) -> dict[str, Layer]:
-    layers: dict[str, Layer] = {"stem": (images, 3, 224, 32, 3, 2)}
-    narrow, side = 32, 112
-    # Expansion, channels and stride of the first block of each stage.
-    stages = [(1, 16, 1), (6, 24, 2), (6, 32, 2), (6, 64, 2), (6, 96, 1), (6, 160, 2), (6, 320, 1)]
-    for stage, (times, channels, stride) in enumerate(stages, 1):
-        hidden = narrow * times
-        if times > 1:
-            layers[f"stage {stage} expand"] = (images, narrow, side, hidden, 1, 1)
-        side //= stride
-        layers[f"stage {stage} project"] = (images, hidden, side, channels, 1, 1)
-        narrow = channels
-    return layers | {"last": (images, 320, side, 1280, 1, 1)}
-
-
-def _resnet32(images: int = 128) -> dict[str, Layer]:
-    layers: dict[str, Layer] = {"stem": (images, 3, 32, 16, 3, 1)}
-    for stage in range(3):
-        channels, side = 16 << stage, 32 >> stage
-        if stage:
-            layers[f"stage {stage + 1} down"] = (images, channels // 2, 2 * side, channels, 3, 2)
-        layers[f"stage {stage + 1}"] = (images, channels, side, channels, 3, 1)
-    return layers
-
-
-NETWORKS = {"ResNet-50": _resnet50(), "MobileNetV2": _mobilenet_v2(), "ResNet-32": _resnet32()}
+NETWORKS = {"ResNet-50": resnet50(), "MobileNetV2": mobilenet_v2(), "ResNet-32": resnet32()}
 LAYOUTS = {"NCHW": torch.contiguous_format, "NHWC": torch.channels_last}
 LAUNCHED = {"3x3": (64, 3, 1), "1x1": (64, 1, 1), "depthwise": (64, 3, 64)}
 
@@ -97,16 +50,16 @@ def predictions(gpu: device.Device) -> str:
     lines = [shared.head("conv_wgrad")]
     for network, layers in NETWORKS.items():
         for layer, sizes in layers.items():
-            for layout in LAYOUTS:
+            for layout in LAYOUTS if sizes.groups == 1 else ():
                 for share in shared.SHARES:
                     lines.append(_row(f"{network} {layer} {layout}", sizes, layout, share, gpu))
     return "\n".join(lines)
 
 
-def _row(name: str, sizes: Layer, layout: str, share: float, gpu: device.Device) -> str:
+def _row(name: str, sizes: Convolution, layout: str, share: float, gpu: device.Device) -> str:
     from neq_kernels.kernels import conv
 
-    images, inputs, side, outputs, kernel, stride = sizes
+    images, inputs, side, outputs, kernel, stride, _ = sizes
     padding = kernel // 2
     out = (side + 2 * padding - kernel) // stride + 1
     dy, x, weight = (

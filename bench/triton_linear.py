@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from bench import triton_shared as shared
+from bench.geometries import gpt2_medium, vit_b
 from neq_kernels import reference
 from neq_kernels.active import bucket
 from neq_kernels.kernels import configuration, device
@@ -19,11 +20,9 @@ from neq_kernels.kernels.configuration import Product
 
 # Tokens, inputs, neurons.
 LAYERS = {
-    "GPT-2 medium MLP in": (8192, 1024, 4096),
-    "GPT-2 medium MLP out": (8192, 4096, 1024),
-    "GPT-2 medium attention": (8192, 1024, 1024),
-    "ViT-B MLP in": (12608, 768, 3072),
-    "ViT-B MLP out": (12608, 3072, 768),
+    f"{network} {name}": layer[:3]
+    for network, layers in (("GPT-2 medium", gpt2_medium()), ("ViT-B", vit_b(64)))
+    for name, layer in layers.items()
 }
 
 

@@ -143,11 +143,13 @@ class Lists:
 
     Attributes:
         padded: int32 ``[size]``, the active channels, -1 beyond.
-        count: how many there are.
+        count: how many there are; in a captured graph, how many there may be.
+        captured: whether a graph is being captured, which reads the set anew with every replay.
     """
 
     padded: Tensor
     count: int
+    captured: bool = False
     _regrouped: dict[int, Regrouped] = field(default_factory=dict)
 
     @property
@@ -155,22 +157,42 @@ class Lists:
         return self.padded.numel()
 
     @property
+    def is_full(self) -> bool:
+        """Whether no channel is frozen, nor will be when a graph is replayed."""
+        return self.count == self.size and not self.captured
+
+    @property
     def index(self) -> Tensor:
-        """int32 ``[count]``, the active channels."""
+        """int32 ``[count]``, the active channels; in a captured graph -1 beyond them."""
         return self.padded[: self.count]
 
     @cached_property
     def inverse(self) -> Tensor:
         """int32 ``[size]``, each channel's place in ``index``; ``count`` for a frozen one."""
         place = torch.arange(self.count, dtype=torch.int32, device=self.padded.device)
-        frozen = torch.full_like(self.padded, self.count)
-        return frozen.index_copy_(0, self.index.long(), place)
+        if not self.captured:
+            frozen = torch.full_like(self.padded, self.count)
+            return frozen.index_copy_(0, self.index.long(), place)
+        # One more place, for what pads the index.
+        frozen = self.padded.new_full((self.size + 1,), self.count)
+        target = torch.where(self.index < 0, self.size, self.index).long()
+        return frozen.index_copy_(0, target, place)[: self.size]
 
     @cached_property
     def frozen(self) -> Tensor:
-        """int64 ``[size - count]``, the channels that are not active."""
+        """int64 ``[size - count]``, the channels that are not active; their number must not change,
+        as it may in a captured graph."""
+        assert not self.captured
         last = (self.inverse == self.count).long().argsort(descending=True, stable=True)
         return last[: self.size - self.count]
+
+    def zero_frozen_(self, grad: Tensor, dim: int) -> Tensor:
+        """Set the frozen channels along ``dim`` of ``grad`` to zero, in place; returns it."""
+        if not self.captured:
+            return grad.index_fill_(dim, self.frozen, 0)
+        shape = [1] * grad.dim()
+        shape[dim] = -1
+        return grad.masked_fill_((self.inverse == self.count).view(shape), 0)
 
     def regrouped(self, groups: int) -> Regrouped:
         """The same channels laid out for a grouped convolution; reads ``index`` on the host."""
@@ -213,6 +235,7 @@ def _regroup(channels: Tensor, size: int, groups: int) -> Regrouped:
 
 
 _cache: WeakIdKeyDictionary = WeakIdKeyDictionary()
+_bounds: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
 
 def lists(index: Tensor, count: Tensor) -> Lists:
@@ -220,8 +243,12 @@ def lists(index: Tensor, count: Tensor) -> Lists:
 
     Remembered per index tensor and its version on the CPU, where the derivation would cost as much
     as a small layer's gradient. On a device it is derived anew, without a host sync, so that a
-    captured graph follows the set.
+    captured graph follows the set: it then holds for all sets of as many channels as the bucket.
     """
+    if capturing(index):
+        width = min(bucket(int(count)), index.numel())
+        bound(index, 0, width)
+        return Lists(index, width, captured=True)
     if index.device.type != "cpu":
         return Lists(index, int(count))
     known: tuple[int, Lists] | None = _cache.get(index)
@@ -231,3 +258,35 @@ def lists(index: Tensor, count: Tensor) -> Lists:
     derived = Lists(index.clone(), int(count))
     _cache[index] = (index._version, derived)
     return derived
+
+
+def capturing(tensor: Tensor) -> bool:
+    """Whether what is done with ``tensor`` now goes into a CUDA graph, to be replayed later."""
+    return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
+def bound(index: Tensor, least: int, most: int) -> None:
+    """Note that a captured graph reads ``index``, and is right for so many channels only."""
+    before = _bounds.get(index, (0, index.numel()))
+    _bounds[index] = (max(before[0], least), min(before[1], most))
+
+
+def check_bound(index: Tensor, count: int) -> None:
+    """Refuse a set that a graph captured with ``index`` would get wrong.
+
+    Raises:
+        RuntimeError: it has too many active channels, or too few.
+    """
+    least, most = _bounds.get(index, (0, index.numel()))
+    if least <= count <= most:
+        return
+    served = f"at most {most}" if not least else f"all {least}"
+    raise RuntimeError(
+        f"active: expected {served} active neurons, for which a CUDA graph was captured, got "
+        f"{count}; choose such a set, or call layer.forget_graphs() and capture graphs anew"
+    )
+
+
+def forget_bound(index: Tensor) -> None:
+    """No captured graph is going to be replayed that reads ``index``."""
+    _bounds.pop(index, None)

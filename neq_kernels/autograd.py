@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from neq_kernels import ops, planner
-from neq_kernels.active import Lists, lists
+from neq_kernels.active import Lists, capturing, lists
 from neq_kernels.gradients import (
     ConvGeometry,
     Needed,
@@ -154,7 +154,8 @@ def zeroing_hook(
     """
     version = index._version
     shape: list[int] = []
-    frozen = lists(index, count).frozen if index.device.type == "cpu" else None
+    follows = index.device.type != "cpu" or capturing(index)
+    frozen = None if follows else lists(index, count).frozen
 
     def zero(grad: Tensor) -> Tensor:
         _check_unchanged(index, version)

@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import import_module
+from math import prod
 from typing import Any
 
 import torch
@@ -31,6 +32,9 @@ GRADIENTS = (
 BESIDE = ("channel_moments", "compact", "row_sgd", "row_adamw")
 OPERATORS = (*GRADIENTS, *BESIDE)
 TRITON_OPERATORS = ("linear_wgrad", "linear_backward", "conv_wgrad", "conv_backward")
+# Steps of a window, all dimensions multiplied, that conv_wgrad_rows can lay x out by: not the
+# patches of a ViT, which a plain product serves as well.
+MOST_STEPS = 64
 # What of native runs on a GPU.
 NATIVE_ON_CUDA = OPERATORS
 _NATIVE_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -209,11 +213,12 @@ def resolve(
 
 
 def direct(
-    operator: str, device: str, dtype: torch.dtype, spatial: int
+    operator: str, device: str, dtype: torch.dtype, spatial: int, stride: Sequence[int] = ()
 ) -> Callable[..., Any] | None:
     """conv_wgrad or conv_backward by a kernel that reads dY's active channels where they are, made
     for few of them in a convolution without groups; None where there is none."""
     able = device == "cpu" and spatial in (1, 2) and why_not("native", device, dtype) is None
+    able = able and prod(stride) <= MOST_STEPS
     if not able or resolve(operator, device, dtype, spatial)[0] != "native":
         return None
     return _DIRECT[operator]

@@ -125,7 +125,8 @@ def set_active(model: nn.Module, active: Mapping[str, Chosen]) -> None:
 
     Raises:
         KeyError: a name is not a converted layer.
-        TypeError, ValueError, IndexError: as :meth:`NEqLayer.set_active`, with the layer's name.
+        TypeError, ValueError, IndexError, RuntimeError: as :meth:`NEqLayer.set_active`, with the
+            layer's name.
     """
     if not isinstance(active, Mapping):
         raise TypeError(
@@ -155,6 +156,11 @@ def set_active(model: nn.Module, active: Mapping[str, Chosen]) -> None:
         except (TypeError, ValueError, IndexError) as error:
             raise type(error)(f"layer {name!r}: {error}") from error
     checked.update(zip(masks, sets_of(list(masks.values())), strict=True))
+    for name, chosen_set in checked.items():
+        try:
+            layers[name].check_graphs(chosen_set)
+        except RuntimeError as error:
+            raise RuntimeError(f"layer {name!r}: {error}") from error
     for name, chosen_set in checked.items():
         layers[name]._choose(chosen_set)
 

@@ -181,7 +181,7 @@ class _Counted:
                     for parameter in module.parameters(recurse=False):
                         self._owners[id(parameter)] = name
                     hook = self._noting(name, module)
-                    stack.enter_context(module.register_forward_hook(hook))
+                    stack.enter_context(module.register_forward_hook(hook, prepend=True))
             with FlopCounterMode(display=False) as forward:
                 leaves = outputs_with_graph(model, example_input)
             self.forward = forward.get_total_flops()

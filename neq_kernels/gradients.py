@@ -68,9 +68,9 @@ def linear_gradients(
         assert x is not None
         inputs = reference.as_rows(x)
         dw = inputs.t() @ rows if columns else rows.t() @ inputs
-        dw = dw.index_fill_(int(columns), channels.frozen, 0)
+        dw = channels.zero_frozen_(dw, int(columns))
     if needed.db:
-        db = rows.sum(0).index_fill_(0, channels.frozen, 0)
+        db = channels.zero_frozen_(rows.sum(0), 0)
     return dx, dw, db
 
 
@@ -106,7 +106,7 @@ def conv_gradients(
         dw = reference.with_strides(dw, weight)
     for grad in (dw, db):
         if grad is not None:
-            grad.index_fill_(0, channels.frozen, 0)
+            channels.zero_frozen_(grad, 0)
     return dx, dw, db
 
 
@@ -144,7 +144,9 @@ def conv_geometry(
         and backends.why_not("native", *tensor[:2]) is None
         and backends.resolve("conv_wgrad", *tensor)[0] == "native"
     )
-    direct = geometry.groups == 1 and backends.direct("conv_wgrad", *tensor) is not None
+    direct = (
+        geometry.groups == 1 and backends.direct("conv_wgrad", *tensor, geometry.stride) is not None
+    )
     return planner.Geometry(
         "conv", dy.device.type, dy.dtype, dy.numel() // size, weight.numel() // size,
         channels.size, channels.count, geometry.groups, weight.shape[2:].numel(),

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from neq_kernels.active import ActiveSet
+from neq_kernels.active import ActiveSet, bound, capturing, check_bound, forget_bound
 from neq_kernels.autograd import forward_key, zeroing_hook
 from neq_kernels.planner import LayerPlan
 
@@ -99,15 +99,23 @@ class NEqLayer(nn.Module):
             TypeError: neither bool nor integer.
             ValueError: wrong length or device, or a channel twice.
             IndexError: a channel out of range.
+            RuntimeError: a captured CUDA graph would get this set wrong; see `forget_graphs`.
         """
         self._choose(self._as_set(active))
 
     def set_kept(self, kept: ActiveSet | None) -> None:
         """Take out the neurons that are not ``kept``, whatever :meth:`set_active` chooses, until
         another call; None: all may be active. It outlives :func:`neq_kernels.revert`."""
+        self._check_graphs(self._chosen, kept)
         # On the module, where pruning leaves it for layers that are converted later.
         self.__dict__["_kept"] = kept
         self._choose(self._chosen)
+
+    def forget_graphs(self) -> None:
+        """Accept every set again: CUDA graphs captured with this layer so far are not going to be
+        replayed. A graph holds for sets of as many neurons as the next bucket (8, 16, ... 64, then
+        four steps per octave); captured with all of them active, or none, for that set alone."""
+        forget_bound(self._index)
 
     def fits(self, active: Chosen) -> bool:
         """Whether ``active`` is a mask as it should be: a bool tensor ``[size]`` on the CPU or on
@@ -156,9 +164,11 @@ class NEqLayer(nn.Module):
         self._active = self._remaining()
         self._allocate()
 
-    def resize(self, active: ActiveSet) -> None:
-        """Take over ``active`` after neurons have been cut out of, or put back into, the weight."""
-        self._active = active
+    def resize(self, chosen: ActiveSet, kept: ActiveSet | None) -> None:
+        """Take over both after neurons have been cut out of, or put back into, the weight."""
+        self.__dict__["_kept"] = kept
+        self._chosen = chosen
+        self._active = self._remaining()
         self._allocate()
 
     def unconvert(self) -> None:
@@ -178,11 +188,23 @@ class NEqLayer(nn.Module):
         self._fill(self._active)
 
     def _choose(self, chosen: ActiveSet) -> None:
+        self.check_graphs(chosen)
         self._chosen = chosen
         active = self._remaining()
         # The same set again is no change: a graph made with it stays good.
         if active != self._active:
             self._fill(active)
+
+    def check_graphs(self, chosen: ActiveSet) -> None:
+        """Refuse ``chosen`` where a captured CUDA graph would get it wrong.
+
+        Raises:
+            RuntimeError: it would.
+        """
+        self._check_graphs(chosen, self._kept)
+
+    def _check_graphs(self, chosen: ActiveSet, kept: ActiveSet | None) -> None:
+        check_bound(self._index, (chosen if kept is None else chosen & kept).count)
 
     def _remaining(self) -> ActiveSet:
         return self._chosen if self._kept is None else self._chosen & self._kept
@@ -231,11 +253,21 @@ class NEqLayer(nn.Module):
             return "cut" if distributed() else "detached"
         return "none"
 
+    def _bind_graph(self) -> None:
+        """A CUDA graph being captured here leaves out what depends on the set."""
+        if not capturing(self._index) or not torch.is_grad_enabled():
+            return
+        if any(parameter.requires_grad for _, parameter, _ in self.neuron_parameters()):
+            bound(self._index, self._active.count, self._active.count)
+
     def forward(self, x: Tensor) -> Tensor:
         # Compiled code must not look at the set: a guard on it would recompile at every change.
         if not torch.compiler.is_compiling() and self._active.is_full:
+            self._bind_graph()
             return super().forward(x)
         mode = self._mode(x)
+        if mode in ("none", "cut", "detached"):
+            self._bind_graph()
         if mode == "plain":
             return super().forward(x)
         bias = getattr(self, "bias", None)

@@ -107,6 +107,7 @@ class _NEqNorm(NEqLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         if not torch.compiler.is_compiling() and self._active.is_full:
+            self._bind_graph()
             return super(NEqLayer, self).forward(x)
         mode = self._mode(x)
         if mode == "plain":
@@ -121,6 +122,7 @@ class _NEqNorm(NEqLayer):
         if mode in ("opaque", "masked"):
             return self._mask_rows(parameter, name)
         if self._active.is_empty:
+            self._bind_graph()
             return parameter.detach()
         return self._guard(parameter, name)
 

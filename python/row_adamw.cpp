@@ -11,31 +11,33 @@ namespace {
 constexpr const char* kOp = "row_adamw";
 
 // A count of steps as torch.optim keeps it: one float or double on the CPU.
-double* double_of(const Tensor& step) {
-  return step.scalar_type() == ScalarType::Double ? static_cast<double*>(step.data_ptr()) : nullptr;
-}
+struct Count {
+  void* data;
+  bool is_double;
 
-float* float_of(const Tensor& step) {
-  return step.scalar_type() == ScalarType::Float ? static_cast<float*>(step.data_ptr()) : nullptr;
-}
+  double get() const {
+    return is_double ? *static_cast<double*>(data) : *static_cast<float*>(data);
+  }
 
-double next_step(const Tensor& step) {
-  const bool right = step.is_cpu() && step.numel() == 1 && (double_of(step) || float_of(step));
-  if (!right) {
+  void set(double value) const {
+    if (is_double) {
+      *static_cast<double*>(data) = value;
+    } else {
+      *static_cast<float*>(data) = static_cast<float>(value);
+    }
+  }
+};
+
+Count count_of(const Tensor& step) {
+  const ScalarType type = step.scalar_type();
+  const bool counts = type == ScalarType::Double || type == ScalarType::Float;
+  if (!counts || !step.is_cpu() || step.numel() != 1) {
     throw std::runtime_error(
         std::string("row_adamw: steps: expected one float32 or float64 on the CPU each, got ") +
-        torch::headeronly::toString(step.scalar_type()) + " " + shape_of(step) +
+        torch::headeronly::toString(type) + " " + shape_of(step) +
         (step.is_cpu() ? "" : " on another device") + "; move it with step.cpu()");
   }
-  return 1 + (double_of(step) ? *double_of(step) : *float_of(step));
-}
-
-void count_step(const Tensor& step, double value) {
-  if (double_of(step)) {
-    *double_of(step) = value;
-  } else {
-    *float_of(step) = static_cast<float>(value);
-  }
+  return {step.data_ptr(), type == ScalarType::Double};
 }
 
 void on_cpu(const neq_adamw& options, const neq_row_parameter* parameters, int64_t n) {
@@ -69,7 +71,12 @@ void row_adamw(const std::vector<Tensor>& params, const std::vector<Tensor>& gra
   if (amsgrad) tensors.emplace_back("max_exp_avg_sqs", &max_exp_avg_sqs);
   check_length(steps.size(), params.size(), kOp, "steps");
   auto parameters = parameters_of(tensors, {index, count, dim}, kOp);
-  for (size_t i = 0; i < steps.size(); ++i) parameters[i].step = next_step(steps[i]);
+  std::vector<Count> counts;
+  counts.reserve(steps.size());
+  for (const Tensor& step : steps) {
+    counts.push_back(count_of(step));
+    parameters[counts.size() - 1].step = 1 + counts.back().get();
+  }
 
   const neq_adamw options = {lr, beta1, beta2, eps, weight_decay, decoupled, amsgrad, maximize, 0};
   const auto n = static_cast<int64_t>(parameters.size());
@@ -80,7 +87,7 @@ void row_adamw(const std::vector<Tensor>& params, const std::vector<Tensor>& gra
 #else
   on_cpu(options, parameters.data(), n);
 #endif
-  for (size_t i = 0; i < steps.size(); ++i) count_step(steps[i], parameters[i].step);
+  for (size_t i = 0; i < counts.size(); ++i) counts[i].set(parameters[i].step);
 }
 
 }  // namespace neq::python

@@ -21,6 +21,24 @@ struct Rows {
 
 using Named = std::pair<const char*, const std::vector<Tensor>*>;
 
+// The device of a list's tensors: asked of each one, so by the two C functions that say it.
+struct Place {
+  int32_t type;
+  int32_t index;
+};
+
+inline Place place_of(const Tensor& tensor) {
+  Place place{};
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(tensor.get(), &place.type));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(tensor.get(), &place.index));
+  return place;
+}
+
+// A CPU has one memory, with or without a number.
+inline bool operator==(const Place& a, const Place& b) {
+  return a.type == b.type && (a.index == b.index || a.type == aoti_torch_device_type_cpu());
+}
+
 inline neq_tensor view_of_any_rank(const Tensor& tensor, const char* op, const char* name) {
   if (tensor.dim() > 0) return view(tensor, op, name);
   return {tensor.data_ptr(), dtype_of(tensor, op, name), 1, {1}, {1}};
@@ -44,11 +62,12 @@ inline std::vector<neq_row_parameter> parameters_of(const std::vector<Named>& te
   check_length(rows.count.size(), n, op, "count");
   check_length(rows.dim.size(), n, op, "dim");
   std::vector<neq_row_parameter> parameters(n);
+  const Place place = n > 0 ? place_of(first[0]) : Place{};
   for (size_t i = 0; i < n; ++i) {
     neq_row_parameter& parameter = parameters[i];
     for (size_t t = 0; t < tensors.size(); ++t) {
       const auto& [name, list] = tensors[t];
-      if ((*list)[i].device() != first[0].device()) {
+      if (!(place_of((*list)[i]) == place)) {
         throw std::runtime_error(std::string(op) + ": " + name +
                                  ": expected all on the first parameter's device, got another one "
                                  "at place " +

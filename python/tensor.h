@@ -5,6 +5,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -48,17 +49,18 @@ inline neq_dtype dtype_of(const Tensor& tensor, const char* op, const char* name
 }
 
 inline neq_tensor view(const Tensor& tensor, const char* op, const char* name) {
-  if (tensor.dim() < 1 || tensor.dim() > NEQ_MAX_DIMS) {
+  // All sizes at once: asking for each one costs as much, and there are many in a list of tensors.
+  const auto sizes = tensor.sizes();
+  const auto strides = tensor.strides();
+  if (sizes.empty() || sizes.size() > NEQ_MAX_DIMS) {
     throw std::runtime_error(std::string(op) + ": " + name + ": expected 1 to " +
                              std::to_string(NEQ_MAX_DIMS) + " dimensions, got shape " +
                              shape_of(tensor) + "; view it with fewer");
   }
-  neq_tensor view{
-      tensor.data_ptr(), dtype_of(tensor, op, name), static_cast<int32_t>(tensor.dim()), {}, {}};
-  for (int32_t d = 0; d < view.ndim; ++d) {
-    view.size[d] = tensor.size(d);
-    view.stride[d] = tensor.stride(d);
-  }
+  const auto dims = static_cast<int32_t>(sizes.size());
+  neq_tensor view{tensor.data_ptr(), dtype_of(tensor, op, name), dims, {}, {}};
+  std::copy(sizes.begin(), sizes.end(), view.size);
+  std::copy(strides.begin(), strides.end(), view.stride);
   return view;
 }
 

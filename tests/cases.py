@@ -11,10 +11,12 @@ import math
 from dataclasses import dataclass
 from functools import partial
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 import neq_kernels as neq
+from neq_kernels import backends
 from neq_kernels.layer import NEqLayer
 
 SIZE_WITHOUT_BATCH = {nn.Conv1d: 2, nn.Conv2d: 3, nn.Conv3d: 4}
@@ -163,7 +165,9 @@ def by_name(cases: list[Case], name: str) -> Case:
 
 def chosen(name: str, size: int) -> list[int]:
     """The channels of the set called ``name`` out of ``size``."""
-    shuffled = torch.randperm(size, generator=torch.Generator().manual_seed(size)).tolist()
+    shuffled = torch.randperm(
+        size, generator=torch.Generator().manual_seed(size), device="cpu"
+    ).tolist()
     return {
         "one": [size // 2],
         "first": [0],
@@ -177,8 +181,17 @@ def chosen(name: str, size: int) -> list[int]:
 
 
 def randn(shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> Tensor:
+    """The same numbers on every device."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+    drawn = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
+    return drawn.to(torch.get_default_device(), dtype)
+
+
+def skip_unserved(dtype: torch.dtype, spatial: int = 0) -> None:
+    """Skip where the backend in turn serves no such tensors: it would raise, as it should."""
+    backend, device = backends._requested, torch.get_default_device().type
+    if backend and (reason := backends.why_not(backend, device, dtype, spatial)):
+        pytest.skip(f"{backend} {reason}")
 
 
 def channel_axis(layer: nn.Module, y: Tensor) -> int:
@@ -202,7 +215,9 @@ def frozen_of(index: list[int], size: int) -> list[int]:
 
 
 def zeroed(tensor: Tensor, axis: int, channels: list[int]) -> Tensor:
-    return tensor.index_fill(axis, torch.tensor(channels, dtype=torch.long), 0)
+    return tensor.index_fill(
+        axis, torch.tensor(channels, dtype=torch.long, device=tensor.device), 0
+    )
 
 
 def gradients(layer: nn.Module, x: Tensor, dy: Tensor) -> dict[str, Tensor | None]:
@@ -257,7 +272,7 @@ def assert_exact(
         ours = found[name]
         assert (ours.dtype, ours.shape) == (x.dtype, reference.shape), name
         if name != "x":
-            frozen = torch.tensor(frozen_of(index, size), dtype=torch.long)
+            frozen = torch.tensor(frozen_of(index, size), dtype=torch.long, device=ours.device)
             rows = ours.index_select(neuron_dim(layer, name), frozen)
             assert torch.equal(rows, torch.zeros_like(rows)), f"{name}: frozen rows are not zero"
         assert_within(ours, reference, torchs[name], *_sum_of(name, layer, x, dy), name)

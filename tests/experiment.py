@@ -49,12 +49,14 @@ def tiny_cifar(**changes):
 
 
 def assert_same(ours, theirs, where=""):
+    """Equal to the bit, but for times that were measured."""
     if isinstance(ours, torch.Tensor):
         assert torch.equal(ours, theirs), where
     elif isinstance(ours, dict):
         assert list(ours) == list(theirs), where
         for key, value in ours.items():
-            assert_same(value, theirs[key], f"{where}/{key}")
+            if key != "backward_ms":
+                assert_same(value, theirs[key], f"{where}/{key}")
     elif isinstance(ours, (list, tuple)):
         assert len(ours) == len(theirs), where
         for place, (mine, yours) in enumerate(zip(ours, theirs, strict=True)):

@@ -39,7 +39,7 @@ def grads(model):
 
 def assert_frozen_rows_zero(layer):
     for name, parameter, dim in layer.neuron_parameters():
-        rows = parameter.grad.index_select(dim, layer.active.frozen)
+        rows = parameter.grad.index_select(dim, layer.active.frozen.to(parameter.device))
         assert (rows == 0).all(), name
 
 

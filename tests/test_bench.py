@@ -1,4 +1,5 @@
 import csv
+from collections import Counter
 
 import pytest
 import torch
@@ -47,13 +48,16 @@ def test_warmup_is_not_counted_and_outliers_do_not_matter(clock):
     assert timings["slow"].median == pytest.approx(4.0)
 
 
-def test_providers_take_turns_in_rotating_order_on_rotating_inputs():
+def test_providers_take_turns_on_rotating_inputs_and_all_follow_each_other():
     calls = []
-    providers = {
-        name: Provider(lambda i, name=name: calls.append(f"{name}{i}")) for name in ("a", "b", "c")
-    }
-    interleave(providers, sets=2, seconds=0, rounds=(3, 3), warmup=0)
-    assert calls == ["a0", "b0", "c0", "b1", "c1", "a1", "c0", "a0", "b0"]
+    providers = {name: Provider(lambda i, name=name: calls.append((name, i))) for name in "abc"}
+    interleave(providers, sets=2, seconds=0, rounds=(40, 40), warmup=0)
+    rounds = [calls[at : at + 3] for at in range(0, len(calls), 3)]
+    for done, turns in enumerate(rounds):
+        assert sorted(turns) == [(name, done % 2) for name in "abc"]
+    follows = Counter((one[0][0], one[1][0]) for one in rounds)
+    assert len(follows) == 6
+    assert min(follows.values()) >= 3
 
 
 def test_preparation_is_not_timed(clock):

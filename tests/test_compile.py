@@ -10,7 +10,7 @@ import neq_kernels as neq
 from neq_kernels.convert import converted_layers
 
 pytestmark = [
-    pytest.mark.usefixtures("fresh_dynamo"),
+    pytest.mark.usefixtures("fresh_dynamo", "device"),
     # Dynamo itself makes one when it traces any autograd.Function.
     pytest.mark.filterwarnings("ignore:.*autograd.function.Function.* should not be instantiated"),
     # Inductor scripts a module of its own when first imported.
@@ -107,7 +107,7 @@ def assert_same_gradients(model, compiled, eager, tolerance=1e-4):
     for layer in converted_layers(model).values():
         for _, parameter, dim in layer.neuron_parameters():
             if parameter.grad is not None:
-                rows = parameter.grad.index_select(dim, layer.active.frozen)
+                rows = parameter.grad.index_select(dim, layer.active.frozen.to(parameter.device))
                 assert (rows == 0).all()
 
 
@@ -173,7 +173,7 @@ def test_autocast_around_and_inside():
             self.net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(32, 6))
 
         def forward(self, x):
-            with torch.autocast("cpu", torch.bfloat16):
+            with torch.autocast(x.device.type, torch.bfloat16):
                 return self.net(x).float()
 
     inside = neq.convert(Inside())
@@ -183,7 +183,7 @@ def test_autocast_around_and_inside():
 
     def around(run):
         def forward(x):
-            with torch.autocast("cpu", torch.bfloat16):
+            with torch.autocast(x.device.type, torch.bfloat16):
                 return run(x).float()
 
         return forward
@@ -329,8 +329,9 @@ def test_training_compiled_follows_training_eager():
             optimizer.step()
             for name, layer in converted_layers(model).items():
                 for own, p, dim in layer.neuron_parameters():
-                    still = p.index_select(dim, layer.active.frozen)
-                    was = before[f"{name}.{own}"].index_select(dim, layer.active.frozen)
+                    frozen = layer.active.frozen.to(p.device)
+                    still = p.index_select(dim, frozen)
+                    was = before[f"{name}.{own}"].index_select(dim, frozen)
                     assert torch.equal(still, was)
         return model.state_dict()
 

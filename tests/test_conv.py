@@ -1,6 +1,7 @@
 """Convolutions in 1 to 3 dimensions: every argument, every set, every layout, every path."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from cases import (
     inside,
     randn,
     size_of,
+    skip_unserved,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -24,7 +26,7 @@ from torch import nn
 import neq_kernels as neq
 
 pytestmark = [
-    pytest.mark.usefixtures("poison", "one_thread"),
+    pytest.mark.usefixtures("poison", "one_thread", "device"),
     # torch's own remark on its own layer, said once a process.
     pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning"),
 ]
@@ -36,6 +38,7 @@ IMAGES = [case for case in CONV if len(case.input) in FORMATS and "no-batch" not
 
 def check(case, index, propagate="all", dtype=torch.float32, layout=None, x=None, dy=None):
     plain, x = case.layer(dtype), case.x(dtype) if x is None else x
+    skip_unserved(dtype, plain.weight.dim() - 2)
     if layout is not None:
         plain = plain.to(memory_format=layout)
         x = x.detach().to(memory_format=layout).requires_grad_()
@@ -166,6 +169,16 @@ def test_frozen_channels_of_dy_are_never_read_with_propagate_active(name, backen
     dy[:, layer.active.frozen] = float("nan")
     found = gradients(layer, case.x(), dy)
     assert all(gradient.isfinite().all() for gradient in found.values())
+
+
+@pytest.mark.parametrize("propagate", ["all", "active"])
+@pytest.mark.parametrize("kind", [nn.Conv1d, nn.Conv2d])
+def test_patches_as_far_apart_as_a_vits(kind, propagate):
+    """Where the rule would have the kernel for few channels, which cannot step so far."""
+    shape = (8, 3, 256) if kind is nn.Conv1d else (8, 3, 64, 64)
+    for stride in (8, 16):
+        make = partial(kind, 3, 96, 16, stride=stride)
+        check(Case("patches", make, shape, ""), [1, 5], propagate)
 
 
 @settings(max_examples=80, deadline=None)

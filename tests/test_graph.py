@@ -23,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 import neq_kernels as neq
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "device")
 
 
 @each_kind

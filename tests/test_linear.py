@@ -17,6 +17,7 @@ from cases import (
     inside,
     randn,
     size_of,
+    skip_unserved,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -24,7 +25,7 @@ from torch import nn
 
 import neq_kernels as neq
 
-pytestmark = pytest.mark.usefixtures("poison", "one_thread")
+pytestmark = pytest.mark.usefixtures("poison", "one_thread", "device")
 
 COLUMNS = [conv1d_columns(by_name(LINEAR, name)) for name in ("matrix", "tokens", "blocks")]
 EVERY = LINEAR + COLUMNS
@@ -33,6 +34,7 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def check(case, index, propagate="all", dtype=torch.float32, x=None, dy=None):
+    skip_unserved(dtype)
     plain = case.layer(dtype)
     x = case.x(dtype) if x is None else x
     y = plain(x)

@@ -9,7 +9,7 @@ from torch import nn
 
 import neq_kernels as neq
 
-pytestmark = pytest.mark.usefixtures("poison", "one_thread")
+pytestmark = pytest.mark.usefixtures("poison", "one_thread", "device")
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 BATCH = [case for case in NORM if issubclass(case.make.func, nn.modules.batchnorm._BatchNorm)]
@@ -75,7 +75,7 @@ def test_every_dtype(case, dtype):
     assert torch.equal(found["x"], expected["x"])
     for parameter in ("weight", "bias"):
         if parameter in expected:
-            mask = layer.active.mask()
+            mask = layer.active.mask().to(x.device)
             assert torch.equal(found[parameter], torch.where(mask, expected[parameter], 0))
 
 

@@ -4,13 +4,13 @@ import copy
 
 import pytest
 import torch
-from cases import chosen, inside, randn, size_of, zeroed
+from cases import chosen, inside, randn, size_of, skip_unserved, zeroed
 from torch import nn
 
 import neq_kernels as neq
 from neq_kernels.convert import converted_layers
 
-pytestmark = pytest.mark.usefixtures("poison", "one_thread")
+pytestmark = pytest.mark.usefixtures("poison", "one_thread", "device")
 
 
 def net():
@@ -46,7 +46,7 @@ def expected(model, x, sets, stopping):
     handles = []
     for name, layer in model.named_modules():
         if name in stopping:
-            frozen = sets[name].frozen
+            frozen = sets[name].frozen.to(layer.weight.device)
 
             def hook(layer, inputs, output, frozen=frozen):
                 axis = 1 if isinstance(layer, nn.Conv2d) else -1
@@ -74,6 +74,7 @@ def assert_same(found, wanted, unreached=()):
 
 @pytest.mark.parametrize("names", [("one", "odd"), ("ends", "all but one"), ("all", "first")])
 def test_a_whole_net(names, backend, path):
+    skip_unserved(torch.float64)
     plain = net()
     model = neq.convert(copy.deepcopy(plain), propagate="active")
     x = randn((2, 3, 6, 6), torch.float64, 1)
@@ -85,6 +86,7 @@ def test_a_whole_net(names, backend, path):
 
 
 def test_switched_at_run_time_layer_by_layer(backend):
+    skip_unserved(torch.float64)
     plain = net()
     model = neq.convert(copy.deepcopy(plain))
     x = randn((2, 3, 6, 6), torch.float64, 1)

@@ -115,6 +115,26 @@ def test_full_does_not_depend_on_its_chunks(memory):
             torch.testing.assert_close(s, parts.sensitivities()[name], rtol=1e-12, atol=0)
 
 
+def test_full_keeps_to_its_memory(monkeypatch):
+    model, x = make("gelu")
+    passes, grad = [], torch.autograd.grad
+
+    def weighed(*arguments, **keywords):
+        found = grad(*arguments, **keywords)
+        passes.append(sum(g.numel() * g.element_size() for g in found))
+        return found
+
+    monkeypatch.setattr(torch.autograd, "grad", weighed)
+    with SeReNe(model, STRENGTH, "full", memory=1):
+        model(x)
+    each = passes[0]
+    assert passes == [each] * 4
+    passes.clear()
+    with SeReNe(model, STRENGTH, "full", memory=3 * each + 8):
+        model(x)
+    assert passes == [3 * each, each]
+
+
 @pytest.mark.parametrize("variant", ["full", "lower_bound", "local"])
 def test_micro_batches_average_to_the_batch(variant):
     model, x = make("tanh")
@@ -164,6 +184,26 @@ def test_channels_last_and_residual_sums():
         s = serene.sensitivities()
     torch.testing.assert_close(s["a"], (block.inner > 0).float().mean((0, 2, 3)))
     torch.testing.assert_close(s["b"], (block.outer > 0).float().mean((0, 2, 3)))
+
+
+@pytest.mark.parametrize("kind", ["full", "lower_bound", "local", "lobster"])
+def test_channels_last_is_the_same(kind):
+    found = []
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        model, x = make("silu", norm=True)
+        model.to(memory_format=memory_format)
+        regulariser = (
+            LOBSTER(model, STRENGTH) if kind == "lobster" else SeReNe(model, STRENGTH, kind)
+        )
+        with regulariser:
+            model(x.contiguous(memory_format=memory_format)).square().sum().backward()
+            regulariser.step()
+        assert model.conv.weight.is_contiguous(memory_format=memory_format)
+        found.append([p.detach() for p in model.parameters()])
+    before = list(make("silu", norm=True)[0].parameters())
+    assert not torch.equal(found[0][0], before[0])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-14)
 
 
 def test_no_activation_to_be_found_is_an_error():

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import neq_kernels as neq
-from neq_kernels.pruning import Gradual, OneShot, get_masks, share_zeroed, threshold_search
+from neq_kernels.pruning import LOBSTER, Gradual, OneShot, get_masks, share_zeroed, threshold_search
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -283,6 +283,56 @@ def test_resumed_schedules_go_on_alike(make_schedule, cut):
         assert run(schedule, model, [loss]) == run(again, other, [loss])
         assert same(other, state(model))
         assert get_masks(other).keys() == get_masks(model).keys()
+
+
+@pytest.mark.parametrize("make_schedule", [
+    lambda: OneShot(0.6, patience=1, slack=-0.01),
+    lambda: Gradual(0.2, patience=1, slack=-0.01),
+], ids=["OneShot", "Gradual"])  # fmt: skip
+@pytest.mark.parametrize("cut", [2, 5, 8])
+def test_a_killed_training_goes_on_as_if_it_had_not_been(make_schedule, cut):
+    torch.manual_seed(3)
+    images, labels = torch.randn(24, 4), torch.arange(24) % 3
+
+    def loss(model):
+        return nn.functional.cross_entropy(model(images[16:]), labels[16:])
+
+    def parts(seed):
+        model = neq.convert(make(seed))
+        optimizer = torch.optim.SGD(model.parameters(), 0.5, momentum=0.9)
+        neq.protect(optimizer, model)
+        return model, optimizer, make_schedule()
+
+    def train(model, optimizer, schedule, epochs):
+        with LOBSTER(model, 1e-2) as regulariser:
+            for _ in range(epochs):
+                if schedule.finished:
+                    return
+                optimizer.zero_grad()
+                nn.functional.cross_entropy(model(images[:16]), labels[:16]).backward()
+                optimizer.step()
+                regulariser.step()
+                schedule.update(model, loss, optimizer)
+
+    whole = parts(0)
+    train(*whole, 12)
+    assert whole[2].prunings
+    model, optimizer, schedule = parts(0)
+    train(model, optimizer, schedule, cut)
+    file = io.BytesIO()
+    torch.save([model.state_dict(), optimizer.state_dict(), schedule.state_dict(model)], file)
+    file.seek(0)
+    saved = torch.load(file, weights_only=True)
+    resumed = parts(1)
+    resumed[0].load_state_dict(saved[0])
+    resumed[1].load_state_dict(saved[1])
+    resumed[2].load_state_dict(saved[2], resumed[0])
+    train(*resumed, 12 - cut)
+    assert same(resumed[0], state(whole[0]))
+    masks, wanted = get_masks(resumed[0]), get_masks(whole[0])
+    assert masks.keys() == wanted.keys()
+    assert all(torch.equal(mask, wanted[name]) for name, mask in masks.items())
+    assert resumed[2].epoch == whole[2].epoch
 
 
 def test_schedules_refuse_what_is_not_theirs():

@@ -19,16 +19,18 @@ def x():
     return torch.randn(2, 3, IMAGE, IMAGE, generator=torch.Generator().manual_seed(7))
 
 
+@pytest.mark.parametrize("hooks", [True, False])
 @pytest.mark.parametrize("multiple", [1, 8])
 @pytest.mark.parametrize("name", NETS)
-def test_same_output_with_half_of_the_neurons_zero(name, multiple, x):
+def test_same_output_with_half_of_the_neurons_zero(name, multiple, hooks, x, hooks_pay):
     model = prune(make(name))
     types = [type(m) for m in model.modules()]
     keys = set(model.state_dict())
     wanted = outputs(model, x)
     before = {n: m.weight.shape for n, m in layers_of(model).items()}
-    report = shrink(model, x, multiple=multiple)
+    report = shrink(model, x, multiple=multiple, hooks=hooks)
     assert difference(outputs(model, x), wanted) < 1e-5
+    assert hooks or not report.hooks
     assert report.removed > 0
     assert [type(m) for m in model.modules()] == types
     assert set(model.state_dict()) >= keys
@@ -41,39 +43,52 @@ def test_same_output_with_half_of_the_neurons_zero(name, multiple, x):
     assert report.parameters[1] == sum(p.numel() for p in model.parameters())
 
 
+@pytest.mark.parametrize("hooks", [True, False])
 @pytest.mark.parametrize(
     "name", ["VGG", "DenseNet", "U-Net", "separable", "ResNet-18", "MobileNetV2"]
 )
-def test_equal_in_double_and_at_another_size(name, x):
+def test_equal_in_double_and_at_another_size(name, hooks, x, hooks_pay):
     """Nothing approximate, and nothing that holds at one resolution only."""
     model = prune(make(name)).double()
     other = torch.randn(3, 3, 48, 40, dtype=torch.float64)
     wanted = outputs(model, other)
-    shrink(model, x.double())
+    shrink(model, x.double(), hooks=hooks)
     assert difference(outputs(model, other), wanted) < 1e-12
 
 
-@pytest.mark.parametrize("name", ["VGG", "ResNet-50", "MobileNetV2 padded", "ViT"])
-def test_shrinking_again_removes_nothing(name, x):
-    """What can go has gone."""
+@pytest.mark.parametrize("hooks", [True, False])
+@pytest.mark.parametrize("name", ["VGG", "ResNet-18", "ResNet-50", "MobileNetV2 padded", "ViT"])
+def test_shrinking_again(name, hooks, x, hooks_pay):
+    """What can go has gone; what is pruned later goes then, from the same hooks."""
     model = prune(make(name))
-    shrink(model, x)
-    assert shrink(model, x).removed == 0
+    first = shrink(model, x, hooks=hooks)
+    assert shrink(model, x, hooks=hooks).removed == 0
+    wanted = outputs(prune(model, seed=2), x)
+    hooked = {n for n, m in model.named_modules() if m._forward_hooks}
+    second = shrink(model, x, hooks=hooks)
+    assert difference(outputs(model, x), wanted) < 1e-5
+    assert second.removed > 0
+    assert {c.name for c in first.layers} == {c.name for c in second.layers}
+    assert hooked == {n for names in first.hooks.values() for n in names}
+    assert all(len(m._forward_hooks) <= 2 for m in model.modules())
 
 
-def test_a_chain_loses_all_its_zero_neurons_but_a_carrier():
-    """VGG's constants meet padding: one channel per convolution carries them."""
+@pytest.mark.parametrize("hooks", [True, False])
+def test_a_chain_loses_all_its_zero_neurons(hooks):
+    """VGG's constants meet padding: without a hook one channel per convolution carries them."""
     model = prune(make("VGG"))
-    report = shrink(model, torch.randn(1, 3, IMAGE, IMAGE))
+    report = shrink(model, torch.randn(1, 3, IMAGE, IMAGE), hooks=hooks)
     by_name = {c.name: c for c in report.layers}
-    assert by_name["0"].neurons == (16, 9)
-    assert by_name["0"].kept["stands for all constants that meet the padding of 4"] == 1
+    assert by_name["0"].neurons == (16, 8 if hooks else 9)
+    carriers = by_name["0"].kept["stands for all constants that meet the padding of 4"]
+    assert carriers == (not hooks)
     assert by_name["4"].neurons == (24, 12)
     assert by_name["10"].inputs == (24 * 16, 12 * 16)
     assert by_name["10"].neurons == (32, 16)
 
 
 def test_no_carrier_where_constants_are_zero(x):
+    """Nor a hook."""
     model = prune(make("VGG"))
     (
         nn.init.zeros_(model[0].bias),
@@ -81,7 +96,9 @@ def test_no_carrier_where_constants_are_zero(x):
         nn.init.zeros_(model[1].bias),
     )
     wanted = outputs(model, x)
-    assert shrink(model, x).layers[0].neurons == (16, 8)
+    report = shrink(model, x)
+    assert report.layers[0].neurons == (16, 8)
+    assert not report.hooks
     assert difference(outputs(model, x), wanted) < 1e-5
 
 

@@ -229,3 +229,5 @@ def test_wrong_model_and_input():
         shrink(3, torch.randn(1, 3))
     with pytest.raises(TypeError, match="example_input: expected a tensor"):
         shrink(make("VGG"), "x")
+    with pytest.raises(TypeError, match="hooks: expected True or False"):
+        shrink(make("VGG"), torch.randn(1, 3, 32, 32), hooks="few")

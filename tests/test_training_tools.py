@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 import neq_kernels as neq
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "device")
 
 
 @each_kind
@@ -68,7 +68,7 @@ def test_autocast(case, inside):
     found = []
     for model in (layer, plain):
         x.grad = None
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(torch.get_default_device().type, torch.bfloat16):
             y = model(x)
             dy = randn(y.shape, y.dtype, 3)
             if inside:
@@ -95,7 +95,7 @@ def test_backward_alone_under_autocast_keeps_its_dtype(case, dtype, path):
     for inside in (False, True):
         layer = converted(case, dtype=dtype)
         y = layer(case.x(dtype))
-        with torch.autocast("cpu", torch.bfloat16, enabled=inside):
+        with torch.autocast(torch.get_default_device().type, torch.bfloat16, enabled=inside):
             y.sin().sum().backward()
         found.append(grads(layer))
     assert_same(*found)
@@ -106,14 +106,14 @@ def test_autocast_leaves_float64_alone(case):
     layer, plain, x = converted(case), case.layer(), case.x(torch.float64)
     layer.double()
     plain.double()
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(torch.get_default_device().type, torch.bfloat16):
         assert torch.equal(layer(x), plain(x))
 
 
 def test_grad_scaler_scales_and_skips():
     model = net()
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    scaler = torch.amp.GradScaler(torch.get_default_device().type, init_scale=8.0)
     loss = model(images()).square().mean()
     loss.backward()
     plain = grads(model)

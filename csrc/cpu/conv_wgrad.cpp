@@ -2,16 +2,10 @@
 //   u = p * stride + r * dilation - padding, likewise v, and db[i] = sum of dy[n, index[i], p, q],
 // for few active channels, of which vendor kernels compute whole vectors.
 //
-// dw[i, j] is the product of two long rows: one of dy's channel, and one of x for weight j. Samples
-// are staged, some at a time, as floats (doubles) with the zeros of the padding, dy in the same
-// pitch as x with zeros in between. The row of x for a weight is then where its channel was staged,
-// a few elements on: nothing is unfolded. With a stride, x is staged once per phase of it. One loop
-// without borders multiplies a few rows by a few columns in registers (conv_wgrad_loops.h).
-//
-// The work is cut into tasks by the sizes alone, and their sums are added in order: the number of
-// threads changes no bit.
+// Two ways: conv_wgrad_planes.cpp, and conv_wgrad_lanes.cpp for channels_last. The work is cut into
+// tasks by the sizes alone, and their sums are added in order: the number of threads changes no
+// bit.
 #include <algorithm>
-#include <cstring>
 
 #include "conv_wgrad_plan.h"
 #include "element.h"
@@ -20,222 +14,23 @@
 namespace neq::conv {
 namespace {
 
-// Which steps of a phase lie in x, and the first of them in it.
-struct Range {
-  int64_t begin;
-  int64_t end;
-  int64_t first;
-
-  bool empty() const noexcept { return begin == end; }
-
-  static Range of(const Axis& axis, int64_t phase, int64_t pitch) noexcept {
-    const int64_t before = axis.padding - phase;  // steps * stride - before is the place in x
-    const int64_t begin = before > 0 ? std::min(divide_up(before, axis.stride), pitch) : 0;
-    const int64_t last = axis.in + before;
-    const int64_t end = last <= 0 ? 0 : std::min(divide_up(last, axis.stride), pitch);
-    return {begin, std::max(begin, end), begin * axis.stride - before};
+// Where the row of x for a weight starts.
+void find_offsets(const Call& call) noexcept {
+  const Convolution& c = call.convolution;
+  for (int64_t tap = 0; tap < c.taps(); ++tap) {
+    const int64_t r = tap / c.axis[1].kernel * c.axis[0].dilation;
+    const int64_t s = tap % c.axis[1].kernel * c.axis[1].dilation;
+    const int64_t phase = r % c.axis[0].stride * call.steps[1].phases + s % c.axis[1].stride;
+    const int64_t offset = r / c.axis[0].stride * call.steps[1].pitch + s / c.axis[1].stride;
+    call.offsets[tap] = (phase * call.column + offset) * call.scalar;
   }
-};
-
-class Task {
- public:
-  Task(const Call& call, int64_t task, char* tile) noexcept
-      : call_(call),
-        c_(call.convolution),
-        rows_(tile),
-        columns_(tile + call.width * call.row * call.scalar),
-        block_(task / call.channel_blocks),
-        part_(task % call.channel_blocks) {}
-
-  void run() noexcept {
-    const int64_t begin = block_start(block_, call_.sample_blocks, c_.batch);
-    const int64_t end = block_start(block_ + 1, call_.sample_blocks, c_.batch);
-    const int64_t first = block_start(part_, call_.channel_blocks, c_.inputs);
-    const int64_t last = block_start(part_ + 1, call_.channel_blocks, c_.inputs);
-    clear_sums(first, last);
-    std::memset(columns_, 0, call_.channels * call_.phases() * call_.column * call_.scalar);
-    for (int64_t n = begin; n < end; n += call_.samples) {
-      const int64_t samples = std::min(call_.samples, end - n);
-      stage_rows(n, samples);
-      if (part_ == 0) add_bias();
-      for (int64_t channel = first; channel < last; channel += call_.channels) {
-        const int64_t channels = std::min(call_.channels, last - channel);
-        stage_columns(n, samples, channel, channels);
-        multiply(channel, channels);
-      }
-    }
-  }
-
- private:
-  char* sums(int64_t i, int64_t column) const noexcept {
-    const int64_t row = block_ * call_.width + i;
-    return call_.partial + (row * call_.columns + column) * call_.scalar;
-  }
-
-  void clear_sums(int64_t first, int64_t last) noexcept {
-    const int64_t weights = (last - first) * c_.taps() * call_.scalar;
-    for (int64_t i = 0; i < call_.count; ++i) {
-      std::memset(sums(i, first * c_.taps()), 0, weights);
-      if (part_ == 0) std::memset(sums(i, call_.columns - 1), 0, call_.scalar);
-    }
-  }
-
-  // Elements of the staged type from `from` on, up to `to`.
-  void zero(char* tile, int64_t from, int64_t to) const noexcept {
-    if (to > from) std::memset(tile + from * call_.scalar, 0, (to - from) * call_.scalar);
-  }
-
-  // `samples` planes behind each other, of which the steps of both ranges come from `source`; there
-  // are some. What lies before the first is never written, and zero since the tile was cleared.
-  void stage_planes(char* tile, const char* source, const char* readable, int64_t sample_stride,
-                    const int64_t* step, const Range& tall, const Range& wide,
-                    int64_t samples) const noexcept {
-    const int64_t pitch = call_.steps[1].pitch;
-    const int64_t start = tall.begin * pitch + wide.begin;
-    int64_t rows = tall.end - tall.begin;
-    int64_t length = wide.end - wide.begin;
-    int64_t gap = pitch - length;
-    int64_t row = pitch;
-    if (gap == 0 && step[1] == 1 && step[0] == length) {  // rows lie together, here and there
-      length *= rows;
-      row = length;
-      rows = 1;
-    }
-    const depthwise::Place place = {call_.plane, row, gap, call_.plane - rows * row};
-    const depthwise::Rows from = {source,  {sample_stride, step[0], step[1]}, samples, rows, length,
-                                  readable};
-    call_.staging->stage(tile + start * call_.scalar, place, from);
-  }
-
-  void stage_rows(int64_t n, int64_t samples) const noexcept {
-    const depthwise::Strides& dy = c_.dy;
-    const Range tall = {0, c_.axis[0].out, 0};
-    const Range wide = {0, c_.axis[1].out, 0};
-    for (int64_t i = 0; i < call_.count; ++i) {
-      char* const tile = rows_ + i * call_.row * call_.scalar;
-      const char* const source =
-          call_.dy + (n * dy.batch + call_.index[i] * dy.channel) * call_.element;
-      stage_planes(tile, source, call_.dy_end, dy.batch, dy.axis, tall, wide, samples);
-      zero(tile, samples * call_.plane, call_.row);
-    }
-  }
-
-  void stage_columns(int64_t n, int64_t samples, int64_t channel, int64_t channels) const noexcept {
-    const bool side_by_side = c_.x.channel == 1 && channels > 1;
-    for (int64_t phase = 0; phase < call_.phases(); ++phase) {
-      const int64_t a = phase / call_.steps[1].phases;
-      const int64_t b = phase % call_.steps[1].phases;
-      const Range tall = Range::of(c_.axis[0], a, call_.steps[0].pitch);
-      const Range wide = Range::of(c_.axis[1], b, call_.steps[1].pitch);
-      char* const tile = columns_ + phase * call_.column * call_.scalar;
-      // Where nothing begins may be no address at all.
-      if (tall.empty() || wide.empty()) continue;
-      const int64_t first = n * c_.x.batch + channel * c_.x.channel + tall.first * c_.x.axis[0] +
-                            wide.first * c_.x.axis[1];
-      const char* const source = call_.x + first * call_.element;
-      if (side_by_side) {
-        turn_planes(tile, source, tall, wide, samples, channels);
-      } else {
-        const int64_t step[] = {c_.x.axis[0] * c_.axis[0].stride, c_.x.axis[1] * c_.axis[1].stride};
-        for (int64_t k = 0; k < channels; ++k) {
-          stage_planes(tile + k * channel_bytes(), source + k * c_.x.channel * call_.element,
-                       call_.x_end, c_.x.batch, step, tall, wide, samples);
-        }
-      }
-      for (int64_t k = 0; k < channels; ++k) {
-        zero(tile + k * channel_bytes(), samples * call_.plane, call_.column);
-      }
-    }
-  }
-
-  int64_t channel_bytes() const noexcept { return call_.phases() * call_.column * call_.scalar; }
-
-  // stage_planes for neighbouring channels that lie side by side. A vector's lanes are positions of
-  // a row; those too many are made zero again before the next row comes.
-  void turn_planes(char* tile, const char* source, const Range& tall, const Range& wide,
-                   int64_t samples, int64_t channels) const noexcept {
-    constexpr int64_t kMost = 64;
-    const int64_t length = wide.end - wide.begin;
-    const int64_t pitch = call_.steps[1].pitch;
-    const int64_t step = c_.x.axis[1] * c_.axis[1].stride * call_.element;
-    int64_t offsets[kMost];
-    for (int64_t k = 0; k < std::min(kMost, length); ++k) offsets[k] = k * step;
-    for (int64_t sample = 0; sample < samples; ++sample) {
-      for (int64_t row = tall.begin; row < tall.end; ++row) {
-        const char* const from =
-            source + (sample * c_.x.batch + (row - tall.begin) * c_.axis[0].stride * c_.x.axis[0]) *
-                         call_.element;
-        const int64_t at = sample * call_.plane + row * pitch + wide.begin;
-        for (int64_t k = 0; k < length; k += kMost) {
-          call_.staging->transpose(tile + (at + k) * call_.scalar, channel_bytes() / call_.scalar,
-                                   from + k * step, offsets, std::min(kMost, length - k), channels,
-                                   call_.x_end);
-        }
-        const int64_t spilled = round_up(length, depthwise::kMaxLanes) - length;
-        if (spilled == 0) continue;
-        for (int64_t k = 0; k < channels; ++k) {
-          zero(tile + k * channel_bytes(), at + length, at + length + spilled);
-        }
-      }
-    }
-  }
-
-  void multiply(int64_t channel, int64_t channels) const noexcept {
-    const int64_t taps = c_.taps();
-    const void* rows[kMostRows];
-    const void* columns[kMostColumns];
-    for (int64_t i = 0; i < call_.count; i += call_.kernels->rows) {
-      const int64_t here = std::min(call_.kernels->rows, call_.count - i);
-      for (int64_t r = 0; r < here; ++r) rows[r] = rows_ + (i + r) * call_.row * call_.scalar;
-      for (int64_t k = 0; k < channels * taps; k += kMostColumns) {
-        const int64_t wide = std::min(kMostColumns, channels * taps - k);
-        for (int64_t c = 0; c < wide; ++c) columns[c] = column_of((k + c) / taps, (k + c) % taps);
-        call_.kernels->multiply(sums(i, channel * taps + k), call_.columns, rows, here, columns,
-                                wide, call_.length);
-      }
-    }
-  }
-
-  // Where the row of x for a weight starts.
-  const char* column_of(int64_t channel, int64_t tap) const noexcept {
-    const int64_t r = tap / c_.axis[1].kernel * c_.axis[0].dilation;
-    const int64_t s = tap % c_.axis[1].kernel * c_.axis[1].dilation;
-    const int64_t phase = r % c_.axis[0].stride * call_.steps[1].phases + s % c_.axis[1].stride;
-    const int64_t offset = r / c_.axis[0].stride * call_.steps[1].pitch + s / c_.axis[1].stride;
-    return columns_ + channel * channel_bytes() + (phase * call_.column + offset) * call_.scalar;
-  }
-
-  template <class Scalar>
-  void add_bias_of(int64_t i) const noexcept {
-    const auto* row = reinterpret_cast<const Scalar*>(rows_ + i * call_.row * call_.scalar);
-    Scalar parts[kStep] = {};
-    for (int64_t k = 0; k < call_.length; k += kStep) {
-      for (int64_t lane = 0; lane < kStep; ++lane) parts[lane] += row[k + lane];
-    }
-    Scalar sum = 0;
-    for (const Scalar part : parts) sum += part;
-    *reinterpret_cast<Scalar*>(sums(i, call_.columns - 1)) += sum;
-  }
-
-  void add_bias() const noexcept {
-    for (int64_t i = 0; i < call_.count; ++i) {
-      call_.scalar == 8 ? add_bias_of<double>(i) : add_bias_of<float>(i);
-    }
-  }
-
-  const Call& call_;
-  const Convolution& c_;
-  char* rows_;
-  char* columns_;
-  int64_t block_;
-  int64_t part_;
-};
+}
 
 // One thread runs the tasks of a range one after the other, all in the first one's tile.
 void run_tasks(void* arg, int64_t begin, int64_t end) {
   const Call& call = *static_cast<const Call*>(arg);
   for (int64_t task = begin; task < end; ++task) {
-    Task(call, task, call.tiles + begin * call.tile_bytes).run();
+    call.run(call, task, call.tiles + begin * call.tile_bytes);
   }
 }
 
@@ -251,7 +46,7 @@ void store_row(const Outputs& out, int64_t i) noexcept {
   using Storage = typename Element::Storage;
   const Call& call = *out.call;
   const Convolution& c = call.convolution;
-  const int64_t blocks = i < call.count && !c.empty() ? call.sample_blocks : 0;
+  const int64_t blocks = i < call.count && !c.empty() ? call.blocks : 0;
   const auto* partial = reinterpret_cast<const Scalar*>(call.partial);
   const auto sum = [&](int64_t column) {
     Scalar total = 0;
@@ -261,16 +56,15 @@ void store_row(const Outputs& out, int64_t i) noexcept {
     return Element::store(total);
   };
   auto* dw = reinterpret_cast<Storage*>(out.dw);
-  int64_t column = 0;
   for (int64_t channel = 0; channel < c.inputs; ++channel) {
     for (int64_t r = 0; r < c.axis[0].kernel; ++r) {
       for (int64_t s = 0; s < c.axis[1].kernel; ++s) {
         dw[i * c.dw.batch + channel * c.dw.channel + r * c.dw.axis[0] + s * c.dw.axis[1]] =
-            sum(column++);
+            sum(channel * call.per_channel + (r * c.axis[1].kernel + s) * call.per_tap);
       }
     }
   }
-  if (out.db) reinterpret_cast<Storage*>(out.db)[i] = sum(column);
+  if (out.db) reinterpret_cast<Storage*>(out.db)[i] = sum(call.columns - 1);
 }
 
 void store_rows(void* arg, int64_t begin, int64_t end) {
@@ -328,15 +122,17 @@ neq_status neq_conv_wgrad_cpu(const neq_tensor* dy, const neq_tensor* x, const i
     call.dy_end = neq::end_of(*dy);
     call.x_end = neq::end_of(*x);
     call.index = index;
-    char* const at = static_cast<char*>(scratch.data);
-    call.partial = at + (-reinterpret_cast<uintptr_t>(at) & (neq::depthwise::kCacheLine - 1));
+    char* const at = neq::first_line(static_cast<char*>(scratch.data));
+    call.offsets = reinterpret_cast<int64_t*>(at);
+    call.partial = at + call.offset_bytes();
     call.tiles = call.partial + call.partial_bytes();
+    if (call.run == run_planes) find_offsets(call);
     run(parallel, call.tasks(), 1, run_tasks, &call);
   } else {
     call.count = 0;
   }
   // A thread's worth of sums; waking another costs as much as some thousands.
-  const int64_t row = std::max<int64_t>(call.columns * call.sample_blocks, 1);
+  const int64_t row = std::max<int64_t>(call.columns * call.blocks, 1);
   Outputs outputs = {&call, static_cast<char*>(dw->data), static_cast<char*>(db)};
   run(parallel, width, std::max<int64_t>((int64_t{1} << 14) / row, 1), store_rows, &outputs);
   return NEQ_OK;

@@ -1,12 +1,21 @@
 // The loop of conv_wgrad for one instruction set. The file that includes it defines NEQ_LOOP, which
-// puts that set on a function, and hands in vectors V: Scalar, Vector, kLanes, load, zero,
-// fma(a, b, c) = a * b + c and sum(Vector), of its lanes.
+// puts that set on a function, and hands in vectors V: Scalar, Vector, kLanes, kRegisters (of
+// them), kRows (that it is fastest with), load, zero, fma(a, b, c) = a * b + c, sum(Vector), of its
+// lanes, and keep, which makes the compiler hold a vector in a register.
+#include <algorithm>
+#include <array>
 #include <cstdint>
+#include <utility>
 
 #include "conv_wgrad.h"
 
 namespace neq::conv {
 namespace {
+
+// Registers hold all sums, a vector per column and one of a row.
+constexpr int64_t columns_beside(int64_t rows, int64_t registers) noexcept {
+  return std::min(kMostColumns, (registers - 1) / (rows + 1));
+}
 
 template <class V, int kRows, int kColumns>
 NEQ_LOOP void multiply_tile(typename V::Scalar* sums, int64_t pitch, const void* const* rows,
@@ -18,56 +27,166 @@ NEQ_LOOP void multiply_tile(typename V::Scalar* sums, int64_t pitch, const void*
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) {
     row[r] = static_cast<const Scalar*>(rows[r]);
-#pragma GCC unroll 3
+#pragma GCC unroll 8
     for (int c = 0; c < kColumns; ++c) sum[r][c] = V::zero();
   }
-#pragma GCC unroll 3
+#pragma GCC unroll 8
   for (int c = 0; c < kColumns; ++c) column[c] = static_cast<const Scalar*>(columns[c]);
   for (int64_t k = 0; k < length; k += V::kLanes) {
     typename V::Vector x[kColumns];
-#pragma GCC unroll 3
-    for (int c = 0; c < kColumns; ++c) x[c] = V::load(column[c] + k);
+#pragma GCC unroll 8
+    for (int c = 0; c < kColumns; ++c) {
+      x[c] = V::load(column[c] + k);
+      V::keep(x[c]);  // or it is loaded again for every row, from an address that is rarely aligned
+    }
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
-      const typename V::Vector g = V::load(row[r] + k);
-#pragma GCC unroll 3
+      typename V::Vector g = V::load(row[r] + k);
+      V::keep(g);
+#pragma GCC unroll 8
       for (int c = 0; c < kColumns; ++c) sum[r][c] = V::fma(g, x[c], sum[r][c]);
     }
   }
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 3
+#pragma GCC unroll 8
     for (int c = 0; c < kColumns; ++c) sums[r * pitch + c] += V::sum(sum[r][c]);
   }
 }
 
-template <class V, int kRows>
-void multiply_rows(typename V::Scalar* sums, int64_t pitch, const void* const* rows,
-                   const void* const* columns, int64_t column_count, int64_t length) {
-  if (column_count == 3) return multiply_tile<V, kRows, 3>(sums, pitch, rows, columns, length);
-  if (column_count == 2) return multiply_tile<V, kRows, 2>(sums, pitch, rows, columns, length);
-  multiply_tile<V, kRows, 1>(sums, pitch, rows, columns, length);
+// Of few sums there are several, for positions in turn: one multiplication would have to wait for
+// the last.
+constexpr int turns(int sums) noexcept { return sums < 8 ? 8 / sums : 1; }
+
+// sum[r][v] += row[r] * vector v of the pixel.
+template <class E, int kRows, int kVectors>
+NEQ_LOOP_INLINE void add_pixel(typename E::Vectors::Vector (&sum)[kRows][kVectors],
+                               const char* pixel, const typename E::Vectors::Scalar* row) {
+  using V = typename E::Vectors;
+  const auto* channels = reinterpret_cast<const typename E::Storage*>(pixel);
+  typename V::Vector x[kVectors];
+#pragma GCC unroll 8
+  for (int v = 0; v < kVectors; ++v) {
+    x[v] = E::load_vector(channels + v * V::kLanes);
+    V::keep(x[v]);
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r) {
+    const typename V::Vector g = V::broadcast(row[r]);
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; ++v) sum[r][v] = V::fma(g, x[v], sum[r][v]);
+  }
+}
+
+template <class E, int kRows, int kVectors>
+NEQ_LOOP void accumulate_tile(typename E::Vectors::Scalar* sums, int64_t pitch,
+                              const typename E::Vectors::Scalar* rows, int64_t row_pitch,
+                              const Run* runs, int64_t run_count, int64_t length, int64_t step) {
+  using V = typename E::Vectors;
+  constexpr int kTurns = turns(kRows * kVectors);
+  typename V::Vector sum[kTurns][kRows][kVectors];
+#pragma GCC unroll 8
+  for (int t = 0; t < kTurns; ++t) {
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 8
+      for (int v = 0; v < kVectors; ++v) sum[t][r][v] = V::zero();
+    }
+  }
+  for (int64_t run = 0; run < run_count; ++run) {
+    const char* pixel = runs[run].x;
+    const auto* row = rows + runs[run].at * row_pitch;
+    int64_t k = 0;
+    for (; k + kTurns <= length; k += kTurns) {
+#pragma GCC unroll 8
+      for (int t = 0; t < kTurns; ++t) {
+        add_pixel<E>(sum[t], pixel, row);
+        pixel += step;
+        row += row_pitch;
+      }
+    }
+    for (; k < length; ++k) {
+      add_pixel<E>(sum[0], pixel, row);
+      pixel += step;
+      row += row_pitch;
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; ++v) {
+      auto* const to = sums + r * pitch + v * V::kLanes;
+#pragma GCC unroll 8
+      for (int t = 1; t < kTurns; ++t) sum[0][r][v] = V::add(sum[0][r][v], sum[t][r][v]);
+      V::store(to, V::add(V::load(to), sum[0][r][v]));
+    }
+  }
 }
 
 template <class V>
-void multiply(void* sums, int64_t pitch, const void* const* rows, int64_t row_count,
-              const void* const* columns, int64_t column_count, int64_t length) {
-  static_assert(kMostRows == 8 && kMostColumns == 3);
-  constexpr void (*kByRows[])(typename V::Scalar*, int64_t, const void* const*, const void* const*,
-                              int64_t, int64_t) = {
-      multiply_rows<V, 1>, multiply_rows<V, 2>, multiply_rows<V, 3>, multiply_rows<V, 4>,
-      multiply_rows<V, 5>, multiply_rows<V, 6>, multiply_rows<V, 7>, multiply_rows<V, 8>};
-  kByRows[row_count - 1](static_cast<typename V::Scalar*>(sums), pitch, rows, columns, column_count,
-                         length);
+using Tile = void (*)(typename V::Scalar*, int64_t, const void* const*, const void* const*,
+                      int64_t);
+
+// The tile for place `kPlace` of a table of all rows and columns there may be.
+template <class V, int kRegisters, int kPlace>
+constexpr Tile<V> tile() noexcept {
+  constexpr int kRows = kPlace / kMostColumns + 1;
+  constexpr int kColumns = kPlace % kMostColumns + 1;
+  if constexpr (kColumns > columns_beside(kRows, kRegisters)) return nullptr;
+  return multiply_tile<V, kRows, kColumns>;
 }
 
-// Sums of `V` for float, of `W` for double.
-template <class V, class W>
-const Kernels& kernels_of(neq_dtype dtype, int64_t rows) noexcept {
-  static const Kernels floats = {rows, multiply<V>};
-  static const Kernels doubles = {rows, multiply<W>};
-  return dtype == NEQ_F64 ? doubles : floats;
+template <class V, int kRegisters, int... kPlaces>
+constexpr std::array<Tile<V>, sizeof...(kPlaces)> tiles(
+    std::integer_sequence<int, kPlaces...>) noexcept {
+  return {tile<V, kRegisters, kPlaces>()...};
 }
+
+template <class V, int kRegisters, int kRows>
+void multiply(void* sums, int64_t pitch, const void* const* rows, int64_t row_count,
+              const void* const* columns, int64_t column_count, int64_t length) {
+  static constexpr auto kTiles =
+      tiles<V, kRegisters>(std::make_integer_sequence<int, kRows * kMostColumns>());
+  kTiles[(row_count - 1) * kMostColumns + column_count - 1](static_cast<typename V::Scalar*>(sums),
+                                                            pitch, rows, columns, length);
+}
+
+template <class V>
+using LaneTile = void (*)(typename V::Scalar*, int64_t, const typename V::Scalar*, int64_t,
+                          const Run*, int64_t, int64_t, int64_t);
+
+template <class E, int kVectors, int... kPlaces>
+constexpr std::array<LaneTile<typename E::Vectors>, sizeof...(kPlaces)> lane_tiles(
+    std::integer_sequence<int, kPlaces...>) noexcept {
+  return {accumulate_tile<E, kPlaces / kVectors + 1, kPlaces % kVectors + 1>...};
+}
+
+template <class E, int kRows, int kVectors>
+void accumulate(void* sums, int64_t pitch, const void* rows, int64_t row_pitch, int64_t row_count,
+                int64_t vector_count, const Run* runs, int64_t run_count, int64_t length,
+                int64_t step) {
+  using Scalar = typename E::Vectors::Scalar;
+  static constexpr auto kTiles =
+      lane_tiles<E, kVectors>(std::make_integer_sequence<int, kRows * kVectors>());
+  kTiles[(row_count - 1) * kVectors + vector_count - 1](static_cast<Scalar*>(sums), pitch,
+                                                        static_cast<const Scalar*>(rows), row_pitch,
+                                                        runs, run_count, length, step);
+}
+
+template <class E, int kRegisters, int kRows>
+constexpr Kernels make_kernels() noexcept {
+  static_assert(kRows <= kMostRows);
+  using V = typename E::Vectors;
+  constexpr int kVectors = columns_beside(kRows, kRegisters);
+  Kernels made = {V::kLanes, kRows,
+                  {},        multiply<V, kRegisters, kRows>,
+                  kVectors,  accumulate<E, kRows, kVectors>};
+  for (int64_t i = 0; i < kRows; ++i) made.columns[i] = columns_beside(i + 1, kRegisters);
+  return made;
+}
+
+template <class E, int kRegisters, int kRows>
+inline constexpr Kernels kKernels = make_kernels<E, kRegisters, kRows>();
 
 }  // namespace
 }  // namespace neq::conv

@@ -1,35 +1,24 @@
-// The portable loop of conv_wgrad, on vectors of 16 bytes that any compiler maps to what there is.
-#include <cstring>
+// The portable loops of conv_wgrad.
+#include "vectors_scalar.h"
 
 #define NEQ_LOOP
+#define NEQ_LOOP_INLINE inline
 #include "conv_wgrad_loops.h"
 
 namespace neq::conv {
-namespace {
-
-template <class T>
-struct Portable {
-  using Scalar = T;
-  typedef T Vector __attribute__((vector_size(16)));
-  static constexpr int64_t kLanes = 16 / sizeof(T);
-  static Vector load(const T* from) noexcept {
-    Vector value;
-    std::memcpy(&value, from, sizeof value);
-    return value;
-  }
-  static Vector zero() noexcept { return Vector{}; }
-  static Vector fma(Vector a, Vector b, Vector c) noexcept { return a * b + c; }
-  static T sum(Vector value) noexcept {
-    T total = 0;
-    for (int64_t lane = 0; lane < kLanes; ++lane) total += value[lane];
-    return total;
-  }
-};
-
-}  // namespace
 
 const Kernels& scalar_kernels(neq_dtype dtype) noexcept {
-  return kernels_of<Portable<float>, Portable<double>>(dtype, 4);
+  switch (dtype) {
+    case NEQ_F64:
+      return kKernels<Elements<Double>, 16, 4>;
+    case NEQ_F16:
+      return kKernels<Elements<Half>, 16, 4>;
+    case NEQ_BF16:
+      return kKernels<Elements<BFloat16>, 16, 4>;
+    case NEQ_F32:
+      break;
+  }
+  return kKernels<Elements<Float>, 16, 4>;
 }
 
 }  // namespace neq::conv

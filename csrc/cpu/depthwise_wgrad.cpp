@@ -2,17 +2,19 @@
 //   i = p * stride + r * dilation - padding, likewise j, and db[o] = sum of dy[n, o, p, q],
 // for the active channels alone.
 //
-// dy and x are staged, a band at a time, in tiles that stay in the cache: as floats (doubles), with
-// the zeros of the padding, so that one loop without borders serves every type, stride and window
-// (depthwise_wgrad_loops.h). There are two ways to fill vectors:
-//   planes   with the positions of one channel     depthwise_wgrad_planes.cpp
-//   lanes    with channels, where they lie side by side     depthwise_wgrad_lanes.cpp
+// There are three ways to fill vectors:
+//   rows     with neighbours of a row, where planes lie in memory (NCHW)   depthwise_wgrad_rows.cpp
+//   lanes    with channels, where they lie side by side (channels_last)    depthwise_wgrad_lanes.cpp
+//   staged   with a plane's positions, copied first: whatever the strides  depthwise_wgrad_staged.cpp
 // The work is cut into tasks by the sizes alone, their sums are added in order: the number of
 // threads changes no bit.
 #include "depthwise_wgrad.h"
 
+#include <cstring>
+
 #include "depthwise_wgrad_lanes.h"
-#include "depthwise_wgrad_planes.h"
+#include "depthwise_wgrad_rows.h"
+#include "depthwise_wgrad_staged.h"
 #include "element.h"
 #include "pack_channels_geometry.h"
 #include "status.h"
@@ -20,30 +22,32 @@
 namespace neq::depthwise {
 namespace {
 
-const Kernels& best_kernels(neq_dtype dtype) noexcept {
-#if defined(__x86_64__)
-  if (neq_cpu_isa() >= NEQ_ISA_AVX512) return avx512_kernels(dtype);
-  if (neq_cpu_isa() >= NEQ_ISA_AVX2) return avx2_kernels(dtype);
-#endif
-  return scalar_kernels(dtype);
-}
+enum class Way { kRows, kLanes, kStaged };
 
-// Either of the two ways, and where in the scratch its things are.
+// One of the three ways, and how much of the scratch its things take.
 struct Call {
   Convolution convolution;
-  bool lanes;
-  LanePlan lane_plan;
-  PlanePlan plane_plan;
-  int64_t partial_bytes;
-  int64_t groups_bytes;
-  int64_t index_bytes;
+  Way way;
+  RowsPlan rows;
+  LanesPlan lanes;
+  StagedPlan staged;
 
-  Plan& plan() noexcept { return lanes ? static_cast<Plan&>(lane_plan) : plane_plan; }
+  Plan& plan() noexcept {
+    return way == Way::kRows    ? static_cast<Plan&>(rows)
+           : way == Way::kLanes ? static_cast<Plan&>(lanes)
+                                : static_cast<Plan&>(staged);
+  }
+  int64_t lists_bytes() const noexcept { return way == Way::kLanes ? lanes.lists_bytes() : 0; }
   int64_t scratch_bytes() noexcept {
     if (convolution.empty()) return 0;
     // Rounded up to a cache line by as much as the caller's memory may be off one.
-    return partial_bytes + groups_bytes + index_bytes + kCacheLine +
+    return plan().partial_count() * 8 + lists_bytes() + kCacheLine +
            plan().tasks * plan().tile_bytes;
+  }
+  void adopt_count(int64_t count) noexcept {
+    if (way == Way::kRows) return rows.adopt_count(count);
+    if (way == Way::kLanes) return lanes.adopt_count(count);
+    staged.adopt_count(count);
   }
 };
 
@@ -52,66 +56,40 @@ neq_status prepare(const neq_tensor* dy, const neq_tensor* x, int64_t width,
   Convolution& c = call->convolution;
   const neq_status status = understand(dy, x, width, window, dw, Groups::kDepthwise, &c);
   if (status != NEQ_OK || c.empty()) return status;
-  const Kernels& kernels = best_kernels(c.dtype);
-  call->lanes = has_lanes(c, width) && plan_lanes(c, kernels, width, &call->lane_plan);
-  if (call->lanes) {
-    const LanePlan& plan = call->lane_plan;
-    call->partial_bytes = lanes_partial(plan) * 8;
-    call->groups_bytes =
-        2 * plan.blocks * plan.channels * static_cast<int64_t>(sizeof(pack::Group));
-    const int64_t each = plan.turned ? 2 * sizeof(int64_t) : sizeof(int32_t);
-    call->index_bytes = round_up(plan.channels * each, 8);
+  call->way = Way::kLanes;
+  if (LanesPlan::suits(c) && call->lanes.prepare(c, width)) return NEQ_OK;
+  if (RowsPlan::suits(c)) {
+    call->way = Way::kRows;
+    call->rows.prepare(c, width);
     return NEQ_OK;
   }
-  if (!plan_planes(c, kernels, width, &call->plane_plan)) {
-    return fail(NEQ_UNSUPPORTED,
-                "window: expected a dilation whose taps are within 2^26 positions of each other");
-  }
-  call->partial_bytes = planes_partial(call->plane_plan) * 8;
-  return NEQ_OK;
-}
-
-// Which channels get the lanes, or where they are.
-void place_channels(const Convolution& c, const int32_t* index, char* memory,
-                    LanePlan* plan) noexcept {
-  plan->offsets = reinterpret_cast<int64_t*>(memory);
-  plan->x_index = reinterpret_cast<int32_t*>(memory);
-  for (int64_t i = 0; !plan->all && i < plan->count; ++i) {
-    const int64_t input = index[i] / c.multiplier;
-    if (plan->turned) {
-      plan->offsets[i] = index[i] * c.dy.channel * plan->element;
-      plan->offsets[plan->channels + i] = input * c.x.channel * plan->element;
-    } else {
-      plan->x_index[i] = static_cast<int32_t>(input);
-    }
-  }
+  call->way = Way::kStaged;
+  if (call->staged.prepare(c, width)) return NEQ_OK;
+  return fail(NEQ_UNSUPPORTED,
+              "window: expected a dilation whose taps are within 2^26 positions of each other");
 }
 
 void place(const neq_tensor& dy, const neq_tensor& x, const int32_t* index, neq_scratch scratch,
            Call* call) noexcept {
   Plan& plan = call->plan();
-  plan.convolution = &call->convolution;
   plan.dy = static_cast<const char*>(dy.data);
   plan.x = static_cast<const char*>(x.data);
-  plan.dy_end = end_of(dy);
-  plan.x_end = end_of(x);
+  plan.dy_memory = {plan.dy, end_of(dy)};
+  plan.x_memory = {plan.x, end_of(x)};
   Convolution& c = call->convolution;
   if (c.axis[0].in == 0 || c.axis[1].in == 0) {
     // Nothing of x is read, but the places of its samples are computed: not from a null pointer.
-    plan.x = plan.x_end = plan.dy;
+    plan.x = plan.dy;
+    plan.x_memory = {plan.dy, plan.dy};
     c.x = {};
   }
   plan.index = index;
   char* at = static_cast<char*>(scratch.data);
   plan.partial = reinterpret_cast<double*>(at);
-  at += call->partial_bytes;
-  if (call->lanes) {
-    LanePlan& lanes = call->lane_plan;
-    lanes.groups = reinterpret_cast<pack::Group*>(at);
-    place_channels(c, index, at + call->groups_bytes, &lanes);
-    at += call->groups_bytes + call->index_bytes;
-  }
-  plan.tiles = at + (-reinterpret_cast<uintptr_t>(at) & (kCacheLine - 1));
+  at += plan.partial_count() * 8;
+  const int64_t lists = call->lists_bytes();
+  if (call->way == Way::kLanes) call->lanes.place_lists(at);
+  plan.tiles = first_line(at + lists);
 }
 
 // One thread runs the tasks of a range one after the other, all in the first one's tile.
@@ -119,11 +97,9 @@ void run_tasks(void* arg, int64_t begin, int64_t end) {
   Call& call = *static_cast<Call*>(arg);
   char* const tile = call.plan().tiles + begin * call.plan().tile_bytes;
   for (int64_t task = begin; task < end; ++task) {
-    if (call.lanes) {
-      run_lanes(call.lane_plan, task, tile);
-    } else {
-      run_planes(call.plane_plan, task, tile);
-    }
+    if (call.way == Way::kRows) call.rows.run(task, tile);
+    if (call.way == Way::kLanes) call.lanes.run(task, tile);
+    if (call.way == Way::kStaged) call.staged.run(task, tile);
   }
 }
 
@@ -132,39 +108,50 @@ struct Outputs {
   char* db;
 };
 
+// An active channel's sums, or, without a plan, zeros.
 template <class Element>
-void store_row(const Call& call, int64_t channel, int64_t i, const Outputs& outputs) noexcept {
+void store_row(const Convolution& c, const Plan* plan, int64_t channel, int64_t i,
+               const Outputs& outputs) noexcept {
   using Storage = typename Element::Storage;
-  const Convolution& c = call.convolution;
-  const int64_t blocks = call.lanes ? call.lane_plan.blocks : call.plane_plan.blocks;
-  for (int64_t tap = 0; tap <= c.taps(); ++tap) {
-    double sum = 0;
-    for (int64_t block = 0; i >= 0 && block < blocks; ++block) {
-      sum += call.lanes ? lanes_sum(call.lane_plan, block, i, channel, tap)
-                        : planes_sum(call.plane_plan, block, i, tap);
-    }
-    auto* dw = reinterpret_cast<Storage*>(outputs.dw);
-    if (tap < c.taps()) {
-      dw[channel * c.dw.batch + tap / c.axis[1].kernel * c.dw.axis[0] +
-         tap % c.axis[1].kernel * c.dw.axis[1]] = Element::store(sum);
-    } else if (outputs.db) {
-      reinterpret_cast<Storage*>(outputs.db)[channel] = Element::store(sum);
+  const auto sum = [&](int64_t tap) { return plan ? plan->sum(i, channel, tap) : 0.0; };
+  Storage* row = reinterpret_cast<Storage*>(outputs.dw) + channel * c.dw.batch;
+  int64_t tap = 0;
+  for (int64_t r = 0; r < c.axis[0].kernel; ++r, row += c.dw.axis[0]) {
+    for (int64_t s = 0; s < c.axis[1].kernel; ++s) {
+      row[s * c.dw.axis[1]] = Element::store(sum(tap++));
     }
   }
+  if (outputs.db) reinterpret_cast<Storage*>(outputs.db)[channel] = Element::store(sum(tap));
 }
 
-// Every element once: the sums of the active channels, zeros elsewhere.
+// Whether dw's rows follow each other without a gap.
+bool dense(const Convolution& c) noexcept {
+  const int64_t wide = c.axis[1].kernel;
+  return c.dw.batch == c.taps() && (c.axis[0].kernel == 1 || c.dw.axis[0] == wide) &&
+         (wide == 1 || c.dw.axis[1] == 1);
+}
+
+// Every element: the sums of the active channels, zeros elsewhere.
 template <class Element>
-void store(const Call& call, const int32_t* index, int64_t count, const Outputs& outputs) noexcept {
+void store(Call& call, const int32_t* index, int64_t count, const Outputs& outputs) noexcept {
+  const Convolution& c = call.convolution;
+  const Plan* const plan = c.empty() ? nullptr : &call.plan();
+  const bool zeroed = dense(c);
+  if (zeroed && c.outputs > 0) {
+    const int64_t bytes = c.outputs * static_cast<int64_t>(sizeof(typename Element::Storage));
+    std::memset(outputs.dw, 0, bytes * c.taps());
+    if (outputs.db) std::memset(outputs.db, 0, bytes);
+  }
   int64_t i = 0;
-  for (int64_t channel = 0; channel < call.convolution.outputs; ++channel) {
+  for (int64_t channel = 0; !zeroed && channel < c.outputs; ++channel) {
     const bool active = i < count && index[i] == channel;
-    store_row<Element>(call, channel, active && !call.convolution.empty() ? i : -1, outputs);
+    if (!active) store_row<Element>(c, nullptr, channel, 0, outputs);
     i += active;
   }
+  for (i = 0; i < count; ++i) store_row<Element>(c, plan, index[i], i, outputs);
 }
 
-void store(const Call& call, const int32_t* index, int64_t count, const Outputs& outputs) noexcept {
+void store(Call& call, const int32_t* index, int64_t count, const Outputs& outputs) noexcept {
   switch (call.convolution.dtype) {
     case NEQ_F32:
       return store<Float>(call, index, count, outputs);
@@ -200,8 +187,7 @@ neq_status neq_depthwise_wgrad_cpu(const neq_tensor* dy, const neq_tensor* x, co
   if (status != NEQ_OK) return status;
 
   if (!call.convolution.empty() && count > 0) {
-    if (call.lanes) adopt_count(&call.lane_plan, count);
-    if (!call.lanes) adopt_count(&call.plane_plan, count);
+    call.adopt_count(count);
     place(*dy, *x, index, scratch, &call);
     const int64_t tasks = call.plan().tasks;
     if (parallel && tasks > 1) {

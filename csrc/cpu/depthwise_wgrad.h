@@ -1,106 +1,76 @@
-// depthwise_wgrad in two loops, each written once and compiled per instruction set, and what
-// surrounds them: depthwise_wgrad.cpp says how they play together.
+// What the ways of depthwise_wgrad have in common: depthwise_wgrad.cpp says what they are.
 #pragma once
 
-#include <algorithm>
 #include <cstdint>
 
-#include "depthwise_convolution.h"
+#include "convolution.h"
+#include "cpu/cache.h"
+#include "lanes.h"
 #include "neq/neq.h"
-#include "tensor.h"
 
 namespace neq::depthwise {
 
-// Where the next vector lies, in elements of the sums' type.
-struct Pitch {
-  int64_t unit;
-  int64_t row;
-  int64_t step;
-};
-
-// The vectors of dy that meet vectors of x: units of rows of steps.
-struct Walk {
-  int64_t units;
-  int64_t rows;
-  int64_t steps;
-  Pitch dy;
-  Pitch x;
-
-  int64_t length() const noexcept { return units * rows * steps; }
-};
-
-// Rows of a tensor, units of them; pitches in elements. From `readable` on, memory may not be read.
-struct Rows {
-  const char* source;
-  Pitch pitch;
-  int64_t units;
-  int64_t rows;
-  int64_t length;
-  const char* readable;
-};
-
-// Where in a tile they go, and how many zeros follow each row, and each unit on top of that.
-struct Place {
-  int64_t unit;
-  int64_t row;
-  int64_t row_zeros;
-  int64_t unit_zeros;
-};
-
-struct Kernels {
-  // Elements of a vector, of float or, for fp64, of double; a power of two.
-  int64_t lanes;
-  // target[u][r][k] = source[u][r][k], as float (double), in this order, with zeros behind; may go
-  // on writing for less than a vector after those.
-  void (*stage)(void* target, const Place& place, const Rows& rows);
-  // target[k * pitch + lane] = source[k] at offsets[lane] bytes, as float (double), for k < length
-  // and lane < count; may write whole vectors of lanes. From `readable` on, as above.
-  void (*transpose)(void* target, int64_t pitch, const char* source, const int64_t* offsets,
-                    int64_t count, int64_t length, const char* readable);
-  // sums[t] += dy * x[t] summed over the walk, for each of `taps` tiles and every lane on its own,
-  // and bias += dy unless it is null. At most kMaxTaps of them. The sums in between have the tile's
-  // type: keep walks at most kMaxWalk long.
-  void (*correlate)(double* sums, double* bias, const void* dy, const void* const* x, int64_t taps,
-                    const Walk& walk);
-};
-
-inline constexpr int64_t kMaxTaps = 9;
-inline constexpr int64_t kMaxWalk = 128;
-inline constexpr int64_t kCacheLine = 64;
-// Elements of the largest vector there is.
-inline constexpr int64_t kMaxLanes = 16;
 // Of tiles that are too large for a task each, fewer tasks share fewer.
 inline constexpr int64_t kScratchBytes = 64 << 20;
+inline constexpr int64_t kMaxTasks = 64;
 
-const Kernels& scalar_kernels(neq_dtype dtype) noexcept;
-#if defined(__x86_64__)
-const Kernels& avx2_kernels(neq_dtype dtype) noexcept;
-const Kernels& avx512_kernels(neq_dtype dtype) noexcept;
-#endif
-
-// One way to compute the sums: the work in tasks, each with a tile of its own. partial holds, per
-// block of positions and active channel, what `sum` finds there again.
+// One way to compute the sums: the work in tasks, each with a tile of its own. `partial` holds them
+// per block of positions as [blocks, vectors, taps + 1, lanes], the last tap for the bias.
 struct Plan {
   const Convolution* convolution;
-  const Kernels* kernels;
   const char* dy;
   const char* x;
-  const char* dy_end;
-  const char* x_end;
+  Readable dy_memory;
+  Readable x_memory;
   const int32_t* index;
   int64_t count;    // active channels; all of the list until its padding is known
   int64_t element;  // bytes of a tensor's
-  int64_t scalar;   // and of a tile's
+  int64_t scalar;   // and of a sum's
   int64_t blocks;
+  int64_t vectors;
+  int64_t lanes;
+  bool by_channel;  // whether lanes are all channels, or the active ones
   int64_t tasks;
   int64_t tile_bytes;
   double* partial;
   char* tiles;  // of task t at t * tile_bytes, aligned to a cache line
+
+  int64_t sums() const noexcept { return convolution->taps() + 1; }
+  int64_t partial_count() const noexcept { return blocks * vectors * sums() * lanes; }
+  double* partial_of(int64_t block, int64_t vector) const noexcept {
+    return partial + (block * vectors + vector) * sums() * lanes;
+  }
+
+  // Of the `i`th active channel, which is `channel`.
+  double sum(int64_t i, int64_t channel, int64_t tap) const noexcept {
+    const int64_t place = by_channel ? channel : i;
+    double total = 0;
+    for (int64_t block = 0; block < blocks; ++block) {
+      total += partial_of(block, place / lanes)[tap * lanes + place % lanes];
+    }
+    return total;
+  }
+
+ protected:
+  void start(const Convolution& c, int64_t width) noexcept {
+    convolution = &c;
+    count = width;
+    element = element_bytes(c.dtype);
+    scalar = c.dtype == NEQ_F64 ? 8 : 4;
+  }
 };
 
-inline int64_t round_up(int64_t n, int64_t multiple) noexcept {
-  return divide_up(n, multiple) * multiple;
-}
+// `total` in as few equal parts of at most `longest` as there can be.
+struct Cut {
+  int64_t part;
+  int64_t parts;
+
+  static Cut of(int64_t total, int64_t longest) noexcept {
+    const int64_t parts = divide_up(total, longest < 1 ? 1 : longest);
+    const int64_t part = divide_up(total, parts);
+    return {part, divide_up(total, part)};
+  }
+};
 
 // Bytes as whole cache lines, an odd number of them: neighbours a power of two apart would share
 // few places in a cache.

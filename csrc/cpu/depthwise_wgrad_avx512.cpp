@@ -1,118 +1,30 @@
-// The vectors of depthwise_wgrad for AVX-512; its loops are in depthwise_wgrad_loops.h.
-#include "depthwise_wgrad.h"
-
+// The loops of depthwise_wgrad for AVX-512.
 #if defined(__x86_64__)
 
-#include "element.h"
-#include "isa.h"
+#include "vectors_avx512.h"
 
 #define NEQ_LOOP NEQ_AVX512
-#define NEQ_LOOP_INLINE NEQ_AVX512_INLINE
-#include "depthwise_wgrad_loops.h"
+#include "depthwise_wgrad_staged_loops.h"
+#include "depthwise_wgrad_walk_loops.h"
 
 namespace neq::depthwise {
-namespace {
 
-NEQ_AVX512_INLINE void add_doubles(double* sums, __m512d value) {
-  _mm512_storeu_pd(sums, _mm512_add_pd(_mm512_loadu_pd(sums), value));
+const StagedKernels& avx512_staged(neq_dtype dtype) noexcept {
+  return dtype == NEQ_F64 ? kStaged<Doubles> : kStaged<Floats>;
 }
 
-struct Floats {
-  using Scalar = float;
-  using Vector = __m512;
-  static constexpr int64_t kLanes = 16;
-  NEQ_AVX512_INLINE static __m512 load(const float* from) { return _mm512_loadu_ps(from); }
-  NEQ_AVX512_INLINE static void store(float* to, __m512 value) { _mm512_storeu_ps(to, value); }
-  NEQ_AVX512_INLINE static __m512 zero() { return _mm512_setzero_ps(); }
-  NEQ_AVX512_INLINE static __m512 add(__m512 a, __m512 b) { return _mm512_add_ps(a, b); }
-  NEQ_AVX512_INLINE static __m512 fma(__m512 a, __m512 b, __m512 c) {
-    return _mm512_fmadd_ps(a, b, c);
-  }
-  NEQ_AVX512_INLINE static void add_to(double* sums, __m512 value) {
-    add_doubles(sums, _mm512_cvtps_pd(_mm512_castps512_ps256(value)));
-    add_doubles(sums + 8, _mm512_cvtps_pd(_mm512_extractf32x8_ps(value, 1)));
-  }
-};
-
-struct Doubles {
-  using Scalar = double;
-  using Vector = __m512d;
-  static constexpr int64_t kLanes = 8;
-  NEQ_AVX512_INLINE static __m512d load(const double* from) { return _mm512_loadu_pd(from); }
-  NEQ_AVX512_INLINE static void store(double* to, __m512d value) { _mm512_storeu_pd(to, value); }
-  NEQ_AVX512_INLINE static __m512d zero() { return _mm512_setzero_pd(); }
-  NEQ_AVX512_INLINE static __m512d add(__m512d a, __m512d b) { return _mm512_add_pd(a, b); }
-  NEQ_AVX512_INLINE static __m512d fma(__m512d a, __m512d b, __m512d c) {
-    return _mm512_fmadd_pd(a, b, c);
-  }
-  NEQ_AVX512_INLINE static void add_to(double* sums, __m512d value) { add_doubles(sums, value); }
-};
-
-struct Float32 : Float {
-  using Vectors = Floats;
-  NEQ_AVX512_INLINE static __m512 load_vector(const float* from) { return _mm512_loadu_ps(from); }
-  NEQ_AVX512_INLINE static __m512 load_even(const float* from) {
-    const __m512i even =
-        _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
-    return _mm512_permutex2var_ps(_mm512_loadu_ps(from), even, _mm512_loadu_ps(from + 16));
-  }
-};
-
-struct Float64 : Double {
-  using Vectors = Doubles;
-  NEQ_AVX512_INLINE static __m512d load_vector(const double* from) { return _mm512_loadu_pd(from); }
-  NEQ_AVX512_INLINE static __m512d load_even(const double* from) {
-    const __m512i even = _mm512_setr_epi64(0, 2, 4, 6, 8, 10, 12, 14);
-    return _mm512_permutex2var_pd(_mm512_loadu_pd(from), even, _mm512_loadu_pd(from + 8));
-  }
-};
-
-NEQ_AVX512_INLINE __m256i load256(const uint16_t* from) {
-  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
-}
-
-struct Float16 : Half {
-  using Vectors = Floats;
-  NEQ_AVX512_INLINE static __m512 load_vector(const uint16_t* from) {
-    return _mm512_cvtph_ps(load256(from));
-  }
-  NEQ_AVX512_INLINE static __m512 load_even(const uint16_t* from) {
-    return _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_loadu_si512(from)));
-  }
-};
-
-struct Brain16 : BFloat16 {
-  using Vectors = Floats;
-  NEQ_AVX512_INLINE static __m512 load_vector(const uint16_t* from) {
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(load256(from)), 16));
-  }
-  NEQ_AVX512_INLINE static __m512 load_even(const uint16_t* from) {
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_loadu_si512(from), 16));
-  }
-};
-
-template <class E>
-const Kernels& kernels(neq_dtype dtype) noexcept {
-  // Squares of AVX2 fill vectors of AVX-512 in pairs, and suit short rows better than larger ones.
-  static const Kernels table = {E::Vectors::kLanes, stage<E>, avx2_kernels(dtype).transpose,
-                                correlate<typename E::Vectors>};
-  return table;
-}
-
-}  // namespace
-
-const Kernels& avx512_kernels(neq_dtype dtype) noexcept {
+const WalkKernels& avx512_walks(neq_dtype dtype) noexcept {
   switch (dtype) {
     case NEQ_F64:
-      return kernels<Float64>(dtype);
+      return kWalks<Float64>;
     case NEQ_F16:
-      return kernels<Float16>(dtype);
+      return kWalks<Float16>;
     case NEQ_BF16:
-      return kernels<Brain16>(dtype);
+      return kWalks<Brain16>;
     case NEQ_F32:
       break;
   }
-  return kernels<Float32>(NEQ_F32);
+  return kWalks<Float32>;
 }
 
 }  // namespace neq::depthwise

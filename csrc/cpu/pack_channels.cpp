@@ -45,7 +45,7 @@ struct Job {
   double* partial;  // [blocks, padded(width)], null without a bias
 };
 
-// Inlined by force, here and below: a call that only prefetches looks like one without effect to a
+// Inlined by force: a call that only prefetches looks like one without effect to a
 // compiler, and is dropped.
 [[gnu::always_inline]] inline void prefetch(const char* source, int64_t bytes) noexcept {
   for (int64_t at = 0; at < std::min(bytes, kPrefetchBytes); at += 64) {
@@ -111,25 +111,6 @@ void pack_rows(const Job& job, int64_t block) noexcept {
   }
 }
 
-double copy_run(const Job& job, char* target, const char* source, int64_t n) noexcept {
-  const Geometry& geometry = job.geometry;
-  if (geometry.walk == Walk::kStrided) {
-    const int64_t element = geometry.element;
-    return job.kernels.copy_strided(target, geometry.run.target / element, source,
-                                    geometry.run.source / element, n);
-  }
-  if (!job.partial) {
-    std::memcpy(target, source, n * geometry.element);
-    return 0;
-  }
-  double sum = 0;
-  for (int64_t k = 0; k < n; k += kMaxRun) {
-    const int64_t at = k * geometry.element;
-    sum += job.kernels.copy_run(target + at, source + at, std::min(kMaxRun, n - k));
-  }
-  return sum;
-}
-
 void zero_run(const Geometry& geometry, char* target, int64_t n) noexcept {
   for (int64_t k = 0; k < n; ++k) {
     std::memset(target + k * geometry.run.target, 0, geometry.element);
@@ -150,41 +131,29 @@ Start start_of(const Job& job, int64_t at) noexcept {
           job.target + position.target() + skipped * geometry.run.target};
 }
 
-// Frozen planes are skipped, a processor's own prefetching stops at every gap, and each plane may
-// be another page: runs are asked for in full, as many ahead as make kAheadBytes.
-class PlanePrefetch {
- public:
-  PlanePrefetch(const Job& job, int64_t first, int64_t last) noexcept
-      : job_(job), first_(first), last_(std::min(last, job.plan.count)) {
-    bytes_ = std::min(job.geometry.run.size, job.geometry.run_step) * job.geometry.element;
-    runs_ = std::clamp<int64_t>(kAheadBytes / std::max<int64_t>(bytes_, 1), 1, kMaxRunsAhead);
+// n elements of each channel from `first` to `last`.
+void pack_step(const Job& job, Start here, Start next, int64_t first, int64_t last, int64_t n,
+               double* sums) noexcept {
+  const Geometry& geometry = job.geometry;
+  const Dim& channel = geometry.channel;
+  const int64_t active = std::min(last, job.plan.count);
+  if (geometry.walk == Walk::kPlanes && first < active) {
+    job.kernels.copy_runs(
+        sums ? sums + first : nullptr,
+        {here.target + first * channel.target, here.source, next.source, job.plan.index + first,
+         active - first, n, channel.target, channel.source});
   }
-
-  [[gnu::always_inline]] void ahead_of(int64_t i, const char* here,
-                                       const char* next) const noexcept {
-    const char* source = run(i + runs_, here, next);
-    for (int64_t at = 0; at < bytes_; at += 64) __builtin_prefetch(source + at);
-    __builtin_prefetch(source + bytes_ - 1);
+  for (int64_t i = first; geometry.walk == Walk::kStrided && i < active; ++i) {
+    const double sum = job.kernels.copy_strided(here.target + i * channel.target,
+                                                geometry.run.target / geometry.element,
+                                                here.source + job.plan.index[i] * channel.source,
+                                                geometry.run.source / geometry.element, n);
+    if (sums) sums[i] += sum;
   }
-
- private:
-  // Beyond the last channel come the first ones of the next position.
-  const char* run(int64_t i, const char* here, const char* next) const noexcept {
-    if (i >= last_) {
-      i = first_ + i - last_;
-      here = next;
-    }
-    return i < last_ ? here + job_.plan.index[i] * job_.geometry.channel.source : here;
+  for (int64_t i = std::max(first, active); i < last; ++i) {
+    zero_run(geometry, here.target + i * channel.target, n);
   }
-
-  static constexpr int64_t kMaxRunsAhead = 16;
-
-  const Job& job_;
-  int64_t first_;
-  int64_t last_;
-  int64_t bytes_;
-  int64_t runs_;
-};
+}
 
 void pack_runs(const Job& job, int64_t block, int64_t column) noexcept {
   const Geometry& geometry = job.geometry;
@@ -192,8 +161,6 @@ void pack_runs(const Job& job, int64_t block, int64_t column) noexcept {
   const int64_t end = block_start(block + 1, geometry.blocks, geometry.positions);
   const int64_t first = block_start(column, geometry.columns, geometry.width);
   const int64_t last = block_start(column + 1, geometry.columns, geometry.width);
-  const bool planes = geometry.walk == Walk::kPlanes;
-  const PlanePrefetch prefetch(job, first, last);
   double* sums = job.partial ? job.partial + block * padded(geometry.width) : nullptr;
   Start next = start_of(job, begin);
   for (int64_t at = begin; at < end; ++at) {
@@ -201,17 +168,7 @@ void pack_runs(const Job& job, int64_t block, int64_t column) noexcept {
     if (at + 1 < end) next = start_of(job, at + 1);
     const int64_t skipped = at % geometry.run_steps * geometry.run_step;
     const int64_t n = std::min(geometry.run_step, geometry.run.size - skipped);
-    for (int64_t i = first; i < last; ++i) {
-      char* target = here.target + i * geometry.channel.target;
-      if (i >= job.plan.count) {
-        zero_run(geometry, target, n);
-        continue;
-      }
-      if (planes) prefetch.ahead_of(i, here.source, next.source);
-      const char* source = here.source + job.plan.index[i] * geometry.channel.source;
-      const double sum = copy_run(job, target, source, n);
-      if (sums) sums[i] += sum;
-    }
+    pack_step(job, here, next, first, last, n, sums);
   }
 }
 

@@ -214,39 +214,81 @@ NEQ_AVX2 void add_rows(double* sums, char* const* packed, int64_t rows, int64_t 
   }
 }
 
-template <class Element>
-NEQ_AVX2 double copy_run(char* to, const char* from, int64_t n) {
-  using Storage = typename Element::Storage;
+// One vector, added to `sum` if kSum.
+template <class Element, bool kSum>
+NEQ_AVX2_INLINE void move_vector(typename Element::Storage* target,
+                                 const typename Element::Storage* source,
+                                 typename Element::Vector* sum) {
+  Element::copy(target, source);
+  if constexpr (kSum) *sum += Element::load_vector(source);
+}
+
+// Copies n elements, at least a vector, asks for as many from `ahead` on, and returns the sum if
+// kSum.
+template <class Element, bool kSum>
+NEQ_AVX2_INLINE double copy_run(typename Element::Storage* target,
+                                const typename Element::Storage* source,
+                                const typename Element::Storage* ahead, int64_t n) {
   constexpr int64_t kLanes = Element::kLanes;
-  auto* target = reinterpret_cast<Storage*>(to);
-  const auto* source = reinterpret_cast<const Storage*>(from);
-  if (n < kLanes) return scalar_kernels(Element::kDtype).copy_run(to, from, n);
+  constexpr int64_t kLine = 64 / sizeof(typename Element::Storage);
   typename Element::Vector sums[4] = {};
   int64_t k = 0;
   for (; k + 4 * kLanes <= n; k += 4 * kLanes) {
-    for (int64_t part = 0; part < 4; ++part) {
-      Element::copy(target + k + part * kLanes, source + k + part * kLanes);
-      sums[part] += Element::load_vector(source + k + part * kLanes);
+    for (int64_t at = 0; at < 4 * kLanes; at += kLine) __builtin_prefetch(ahead + k + at);
+    for (int64_t at = 0; at < 4; ++at) {
+      move_vector<Element, kSum>(target + k + at * kLanes, source + k + at * kLanes, sums + at);
     }
   }
-  for (; k + kLanes <= n; k += kLanes) {
-    Element::copy(target + k, source + k);
-    sums[0] += Element::load_vector(source + k);
-  }
+  __builtin_prefetch(ahead + k);
+  __builtin_prefetch(ahead + n - 1);
+  for (; k + kLanes <= n; k += kLanes) move_vector<Element, kSum>(target + k, source + k, sums);
   if (k < n) {
     // The last vector overlaps the one before it; lanes already counted count as zero.
     Element::copy(target + n - kLanes, source + n - kLanes);
-    sums[1] += Element::keep_last(Element::load_vector(source + n - kLanes), n - k);
+    if constexpr (kSum) {
+      sums[1] += Element::keep_last(Element::load_vector(source + n - kLanes), n - k);
+    }
   }
-  return add_lanes((sums[0] + sums[1]) + (sums[2] + sums[3]));
+  return kSum ? add_lanes((sums[0] + sums[1]) + (sums[2] + sums[3])) : 0;
+}
+
+template <class Element, bool kSum>
+NEQ_AVX2_INLINE void copy_all(double* sums, const Runs& shared) {
+  using Storage = typename Element::Storage;
+  const Runs runs = shared;
+  const RunsAhead ahead(runs, runs.length * sizeof(Storage));
+  for (int64_t i = 0; i < runs.count; ++i) {
+    auto* target = reinterpret_cast<Storage*>(runs.target + i * runs.target_step);
+    const auto* source =
+        reinterpret_cast<const Storage*>(runs.source + runs.index[i] * runs.source_step);
+    const auto* next = reinterpret_cast<const Storage*>(ahead.of(i));
+    double sum = 0;
+    for (int64_t k = 0, n; k < runs.length; k += n) {
+      const int64_t left = runs.length - k;
+      n = left < kMaxRun + Element::kLanes ? left : kMaxRun;  // no part is shorter than a vector
+      sum += copy_run<Element, kSum>(target + k, source + k, next + k, n);
+    }
+    if (kSum) sums[i] += sum;
+  }
+}
+
+template <class Element>
+NEQ_AVX2 void copy_runs(double* sums, const Runs& runs) {
+  if (runs.length < Element::kLanes) {
+    scalar_kernels(Element::kDtype).copy_runs(sums, runs);
+  } else if (sums) {
+    copy_all<Element, true>(sums, runs);
+  } else {
+    copy_all<Element, false>(nullptr, runs);
+  }
 }
 
 template <class Element>
 const Kernels& kernels() noexcept {
-  static const Kernels table = {Element::kGroup,   Element::kGroup,
-                                Element::kSparse,  copy_rows<Element>,
-                                add_rows<Element>, nullptr,
-                                copy_run<Element>, scalar_kernels(Element::kDtype).copy_strided};
+  static const Kernels table = {Element::kGroup,    Element::kGroup,
+                                Element::kSparse,   copy_rows<Element>,
+                                add_rows<Element>,  nullptr,
+                                copy_runs<Element>, scalar_kernels(Element::kDtype).copy_strided};
   return table;
 }
 

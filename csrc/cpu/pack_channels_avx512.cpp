@@ -2,6 +2,9 @@
 // registers: compressing straight to memory is slow on Zen 4 and later. Whole vectors are stored,
 // the next one overwriting what was too much. Masks take care of the ends and of nothing else: a
 // masked load keeps the processor from streaming ahead, and halves the speed (Zen 5).
+//
+// Rows are written one after the other, and their sums taken on the way: a second pass over them,
+// or a second row at a time, costs more than it saves.
 #include "pack_channels.h"
 
 #if defined(__x86_64__)
@@ -82,10 +85,14 @@ NEQ_AVX512_INLINE void add_lanes_of(double* sums, uint32_t mask, __m512d value) 
 
 NEQ_AVX512_INLINE void add_lanes_of(double* sums, uint32_t mask, __m512 value) {
   const int n = __builtin_popcount(mask);
+  if (n == 0) return;
   const __m512 front = _mm512_maskz_compress_ps(static_cast<__mmask16>(mask), value);
   add_first(sums, n < 8 ? n : 8, _mm512_cvtps_pd(_mm512_castps512_ps256(front)));
   if (n > 8) add_first(sums + 8, n - 8, _mm512_cvtps_pd(_mm512_extractf32x8_ps(front, 1)));
 }
+
+NEQ_AVX512_INLINE __m512 add(__m512 a, __m512 b) { return _mm512_add_ps(a, b); }
+NEQ_AVX512_INLINE __m512d add(__m512d a, __m512d b) { return _mm512_add_pd(a, b); }
 
 NEQ_AVX512_INLINE double add_lanes(__m512d value) { return _mm512_reduce_add_pd(value); }
 
@@ -94,16 +101,11 @@ NEQ_AVX512_INLINE double add_lanes(__m512 value) {
                                  _mm512_cvtps_pd(_mm512_extractf32x8_ps(value, 1))));
 }
 
-NEQ_AVX512_INLINE __m256i load256(const void* source) {
-  return _mm256_loadu_si256(static_cast<const __m256i*>(source));
-}
-
-// kSummands elements become a vector of them, a group's kVectors. accumulate() adds those of a
-// group to its totals, lane by lane; spread() adds the totals of its active lanes to their sums.
+// 64 bytes of elements become kVectors vectors of summands, which accumulate() adds lane by lane to
+// the totals; spread() adds the totals of a group's active lanes to their sums.
 struct Float32 : Float {
   using Vector = __m512;
   static constexpr neq_dtype kDtype = NEQ_F32;
-  static constexpr int64_t kSummands = 16;
   static constexpr int64_t kVectors = 1;
   NEQ_AVX512_INLINE static void accumulate(__m512* totals, __m512i lanes) {
     totals[0] = _mm512_add_ps(totals[0], _mm512_castsi512_ps(lanes));
@@ -111,17 +113,11 @@ struct Float32 : Float {
   NEQ_AVX512_INLINE static void spread(double* sums, Group group, const __m512* totals) {
     add_lanes_of(sums + group.target, group.lanes, totals[0]);
   }
-  NEQ_AVX512_INLINE static __m512 summands(const float* source) { return _mm512_loadu_ps(source); }
-  NEQ_AVX512_INLINE static __m512 keep_last(__m512 value, int64_t n) {
-    return _mm512_maskz_mov_ps(static_cast<__mmask16>(~first(16 - n)), value);
-  }
-  NEQ_AVX512_INLINE static __m512 add(__m512 a, __m512 b) { return _mm512_add_ps(a, b); }
 };
 
 struct Float64 : Double {
   using Vector = __m512d;
   static constexpr neq_dtype kDtype = NEQ_F64;
-  static constexpr int64_t kSummands = 8;
   static constexpr int64_t kVectors = 1;
   NEQ_AVX512_INLINE static void accumulate(__m512d* totals, __m512i lanes) {
     totals[0] = _mm512_add_pd(totals[0], _mm512_castsi512_pd(lanes));
@@ -129,19 +125,11 @@ struct Float64 : Double {
   NEQ_AVX512_INLINE static void spread(double* sums, Group group, const __m512d* totals) {
     add_lanes_of(sums + group.target, group.lanes, totals[0]);
   }
-  NEQ_AVX512_INLINE static __m512d summands(const double* source) {
-    return _mm512_loadu_pd(source);
-  }
-  NEQ_AVX512_INLINE static __m512d keep_last(__m512d value, int64_t n) {
-    return _mm512_maskz_mov_pd(static_cast<__mmask8>(~first(8 - n)), value);
-  }
-  NEQ_AVX512_INLINE static __m512d add(__m512d a, __m512d b) { return _mm512_add_pd(a, b); }
 };
 
 template <class Element>
 struct Narrow {
   using Vector = __m512;
-  static constexpr int64_t kSummands = 16;
   static constexpr int64_t kVectors = 2;
   NEQ_AVX512_INLINE static void accumulate(__m512* totals, __m512i lanes) {
     const __m512 low = Element::widen(_mm512_castsi512_si256(lanes));
@@ -153,13 +141,6 @@ struct Narrow {
     add_lanes_of(sums + group.target, group.lanes & 0xffff, totals[0]);
     add_lanes_of(sums + group.middle, group.lanes >> 16, totals[1]);
   }
-  NEQ_AVX512_INLINE static __m512 summands(const uint16_t* source) {
-    return Element::widen(load256(source));
-  }
-  NEQ_AVX512_INLINE static __m512 keep_last(__m512 value, int64_t n) {
-    return _mm512_maskz_mov_ps(static_cast<__mmask16>(~first(16 - n)), value);
-  }
-  NEQ_AVX512_INLINE static __m512 add(__m512 a, __m512 b) { return _mm512_add_ps(a, b); }
 };
 
 struct Float16 : Half, Narrow<Float16> {
@@ -186,6 +167,7 @@ NEQ_AVX512_INLINE void move_groups(typename Element::Storage* target,
     const Group group = groups[g];
     const auto active = static_cast<Mask>(group.lanes);
     prefetch_ahead(source + group.source);
+    prefetch_target(target + group.target);
     const __m512i lanes = kExact ? Vector::load(active, source + group.source)
                                  : _mm512_loadu_si512(source + group.source);
     const __m512i moved = Vector::compress(active, lanes);
@@ -199,19 +181,6 @@ NEQ_AVX512_INLINE void move_groups(typename Element::Storage* target,
   }
 }
 
-// Few active channels are gathered here first: many small stores into memory that is not in the
-// cache yet would fill the processor's queue of stores, and it could not read on.
-constexpr int64_t kStageBytes = 16384;
-
-// At how many rows a time they are: 0 where they go straight to their place.
-template <class Storage>
-int64_t staged_rows(char* const* targets, int64_t rows, const RowPlan& plan) noexcept {
-  const int64_t row_bytes = plan.merged * plan.width * sizeof(Storage);
-  const bool contiguous = targets[rows - 1] - targets[0] == (rows - 1) * row_bytes;
-  const bool few = 4 * plan.count <= 3 * plan.channels && 2 * row_bytes <= kStageBytes;
-  return contiguous && few ? kStageBytes / row_bytes : 0;
-}
-
 template <class Storage>
 NEQ_AVX512_INLINE void zero_padding(char* target, const RowPlan& plan) {
   if (plan.count == plan.width) return;
@@ -221,89 +190,46 @@ NEQ_AVX512_INLINE void zero_padding(char* target, const RowPlan& plan) {
   }
 }
 
-// Moves `rows` rows, of which the last `exact` must not spill.
-template <class Element, bool kSums>
-NEQ_AVX512_INLINE void move_rows(char* const* targets, const char* const* sources, int64_t rows,
-                                 int64_t exact, const Group* groups, int64_t count,
-                                 typename Element::Vector* totals) {
-  using Storage = typename Element::Storage;
-  for (int64_t r = 0; r < rows; ++r) {
-    auto* target = reinterpret_cast<Storage*>(targets[r]);
-    const auto* source = reinterpret_cast<const Storage*>(sources[r]);
-    if (r < rows - exact) {
-      move_groups<Element, kSums, false>(target, source, groups, count, totals);
-    } else {
-      move_groups<Element, kSums, true>(target, source, groups, count, totals);
+// Adds the totals of `count` groups to the sums of their channels. Merged rows, which are short and
+// all among them, become one first.
+template <class Element>
+NEQ_AVX512_INLINE void spread_totals(double* sums, const Group* groups, int64_t count,
+                                     typename Element::Vector* totals, const RowPlan& plan) {
+  const int64_t row = plan.merged > 1 ? plan.group_count : count;
+  for (int64_t from = row; from < count; from += row) {
+    for (int64_t k = 0; k < row * Element::kVectors; ++k) {
+      totals[k] = add(totals[k], totals[from * Element::kVectors + k]);
     }
   }
-}
-
-// Adds the columns of `rows` staged rows, each `merged` times `width` long, to their sums.
-template <class Element>
-NEQ_AVX512_INLINE void add_staged(double* sums, const char* stage, int64_t rows,
-                                  const RowPlan& plan) {
-  using Storage = typename Element::Storage;
-  constexpr int64_t kLanes = Element::kSummands;
-  constexpr int64_t kColumns = kStageBytes / 2 / sizeof(Storage);
-  typename Element::Sum totals[kColumns + 4 * kLanes];
-  const int64_t columns = plan.merged * plan.width;
-  const auto* staged = reinterpret_cast<const Storage*>(stage);
-  for (int64_t i = 0; i < columns; i += 4 * kLanes) {
-    typename Element::Vector sum[4] = {};
-    for (int64_t r = 0; r < rows; ++r) {
-      for (int64_t v = 0; v < 4; ++v) {
-        sum[v] = Element::add(sum[v], Element::summands(staged + r * columns + i + v * kLanes));
-      }
-    }
-    std::memcpy(totals + i, sum, sizeof sum);
-  }
-  for (int64_t m = 0; m < plan.merged; ++m) {
-    for (int64_t i = 0; i < plan.count; ++i) sums[i] += totals[m * plan.width + i];
-  }
-}
-
-template <class Element>
-NEQ_AVX512_INLINE void pack_staged(double* sums, char* const* targets, const char* const* sources,
-                                   int64_t rows, int64_t exact, int64_t staged,
-                                   const RowPlan& plan) {
-  using Storage = typename Element::Storage;
-  const int64_t row_bytes = plan.merged * plan.width * sizeof(Storage);
-  // Spilling, and reading whole vectors of columns, ends within.
-  alignas(64) char stage[kStageBytes + 4 * 64];
-  char* places[kMaxRows];
-  for (int64_t r = 0; r < staged && r < rows; ++r) places[r] = stage + r * row_bytes;
-  for (int64_t r = 0; r < rows; r += staged) {
-    const int64_t here = rows - r < staged ? rows - r : staged;
-    const int64_t last = r + here - (rows - exact);
-    move_rows<Element, false>(places, sources + r, here,
-                              last < 0      ? 0
-                              : last < here ? last
-                                            : here,
-                              plan.groups, plan.group_count * plan.merged, nullptr);
-    for (int64_t k = 0; k < here; ++k) zero_padding<Storage>(places[k], plan);
-    std::memcpy(targets[r], stage, here * row_bytes);
-    if (sums) add_staged<Element>(sums, stage, here, plan);
+  for (int64_t g = 0; g < row; ++g) {
+    Element::spread(sums, groups[g], totals + g * Element::kVectors);
   }
 }
 
 // Rows and their sums in one go, so that memory never waits for sums: those are taken of all lanes
-// as they come, and the active ones sorted out at the end. Of wide rows, a part at a time that
-// leaves the first cache room.
+// as they come, and the active ones sorted out at the end. Of wide rows that are summed, a part at
+// a time that leaves the first cache room.
 template <class Element, bool kSums>
 NEQ_AVX512_INLINE void pack_groups(double* sums, char* const* targets, const char* const* sources,
                                    int64_t rows, int64_t exact, const RowPlan& plan) {
   using Storage = typename Element::Storage;
-  constexpr int64_t kGroups = 8192 / 64 / Element::kVectors;
+  constexpr int64_t kGroups = kSums ? 8192 / 64 / Element::kVectors : INT32_MAX;
   typename Element::Vector totals[kSums ? kGroups * Element::kVectors : 1];
   const int64_t all = plan.group_count * plan.merged;
   for (int64_t g = 0; g < all; g += kGroups) {
+    const Group* groups = plan.groups + g;
     const int64_t count = all - g < kGroups ? all - g : kGroups;
     if (kSums) std::memset(totals, 0, count * Element::kVectors * sizeof totals[0]);
-    move_rows<Element, kSums>(targets, sources, rows, exact, plan.groups + g, count, totals);
-    for (int64_t k = 0; kSums && k < count; ++k) {
-      const int64_t row = (g + k) / plan.group_count;
-      Element::spread(sums - row * plan.width, plan.groups[g + k], totals + k * Element::kVectors);
+    for (int64_t r = 0; r < rows; ++r) {
+      auto* target = reinterpret_cast<Storage*>(targets[r]);
+      const auto* source = reinterpret_cast<const Storage*>(sources[r]);
+      if (r < rows - exact) {
+        move_groups<Element, kSums, false>(target, source, groups, count, totals);
+      } else {
+        move_groups<Element, kSums, true>(target, source, groups, count, totals);
+      }
     }
+    if (kSums) spread_totals<Element>(sums, groups, count, totals, plan);
   }
   for (int64_t r = 0; r < rows; ++r) zero_padding<Storage>(targets[r], plan);
 }
@@ -313,44 +239,82 @@ NEQ_AVX512 void pack_rows(double* sums, char* const* targets, const char* const*
                           int64_t rows, int64_t exact, const RowPlan& shared) {
   const RowPlan plan = shared;  // a copy that the stores below cannot be suspected to change
   if (plan.channels < kGroup<typename Element::Storage> && plan.merged == 1) exact = rows;
-  if (const int64_t staged = staged_rows<typename Element::Storage>(targets, rows, plan)) {
-    pack_staged<Element>(sums, targets, sources, rows, exact, staged, plan);
-  } else if (sums) {
+  if (sums) {
     pack_groups<Element, true>(sums, targets, sources, rows, exact, plan);
   } else {
     pack_groups<Element, false>(nullptr, targets, sources, rows, exact, plan);
   }
 }
 
+// Moves 64 bytes, and asks for one line: spread like this, asking costs no time of its own.
+template <class Element, bool kSum>
+NEQ_AVX512_INLINE void move_vector(char* target, const char* source, const char* ahead,
+                                   typename Element::Vector* totals) {
+  __builtin_prefetch(ahead);
+  const __m512i lanes = _mm512_loadu_si512(source);
+  _mm512_storeu_si512(target, lanes);
+  if (kSum) Element::accumulate(totals, lanes);
+}
+
+// Copies `bytes`, at least 64, asks for as many from `ahead` on, and returns the sum if kSum.
+template <class Element, bool kSum>
+NEQ_AVX512_INLINE double copy_run(char* target, const char* source, const char* ahead,
+                                  int64_t bytes) {
+  constexpr int64_t kParts = 4 / Element::kVectors;
+  typename Element::Vector totals[4] = {};
+  int64_t at = 0;
+  for (; at + kParts * 64 <= bytes; at += kParts * 64) {
+    for (int64_t part = 0; part < kParts; ++part) {
+      const int64_t here = at + part * 64;
+      move_vector<Element, kSum>(target + here, source + here, ahead + here,
+                                 totals + part * Element::kVectors);
+    }
+  }
+  for (; at + 64 <= bytes; at += 64) {
+    move_vector<Element, kSum>(target + at, source + at, ahead + at, totals);
+  }
+  __builtin_prefetch(ahead + bytes - 1);
+  if (at < bytes) {
+    // The last vector overlaps the one before it; lanes already counted count as zero.
+    __builtin_prefetch(ahead + at);
+    const __m512i lanes = _mm512_loadu_si512(source + bytes - 64);
+    _mm512_storeu_si512(target + bytes - 64, lanes);
+    const __mmask64 rest = ~uint64_t{0} << (64 - (bytes - at));
+    if (kSum) Element::accumulate(totals, _mm512_maskz_mov_epi8(rest, lanes));
+  }
+  return kSum ? add_lanes(add(add(totals[0], totals[1]), add(totals[2], totals[3]))) : 0;
+}
+
+template <class Element, bool kSum>
+NEQ_AVX512_INLINE void copy_all(double* sums, const Runs& shared) {
+  constexpr int64_t kElement = sizeof(typename Element::Storage);
+  constexpr int64_t kPart = kMaxRun * kElement;
+  const Runs runs = shared;
+  const int64_t bytes = runs.length * kElement;
+  const RunsAhead ahead(runs, bytes);
+  for (int64_t i = 0; i < runs.count; ++i) {
+    char* target = runs.target + i * runs.target_step;
+    const char* source = runs.source + runs.index[i] * runs.source_step;
+    const char* next = ahead.of(i);
+    double sum = 0;
+    for (int64_t at = 0, n; at < bytes; at += n) {
+      const int64_t left = bytes - at;
+      n = left < kPart + 64 ? left : kPart;  // no part is shorter than a vector
+      sum += copy_run<Element, kSum>(target + at, source + at, next + at, n);
+    }
+    if (kSum) sums[i] += sum;
+  }
+}
+
 template <class Element>
-NEQ_AVX512 double copy_run(char* to, const char* from, int64_t n) {
-  using Storage = typename Element::Storage;
-  constexpr int64_t kLanes = Element::kSummands;
-  constexpr int64_t kWhole = kGroup<Storage>;
-  auto* target = reinterpret_cast<Storage*>(to);
-  const auto* source = reinterpret_cast<const Storage*>(from);
-  if (n < kWhole) return scalar_kernels(Element::kDtype).copy_run(to, from, n);
-  typename Element::Vector sums[4] = {};
-  int64_t k = 0;
-  for (; k + 4 * kLanes <= n; k += 4 * kLanes) {
-    for (int64_t at = 0; at < 4 * kLanes; at += kWhole) {
-      _mm512_storeu_si512(target + k + at, _mm512_loadu_si512(source + k + at));
-    }
-    for (int64_t part = 0; part < 4; ++part) {
-      sums[part] = Element::add(sums[part], Element::summands(source + k + part * kLanes));
-    }
+NEQ_AVX512 void copy_runs(double* sums, const Runs& runs) {
+  if (runs.length < kGroup<typename Element::Storage>) {
+    scalar_kernels(Element::kDtype).copy_runs(sums, runs);
+  } else if (sums) {
+    copy_all<Element, true>(sums, runs);
+  } else {
+    copy_all<Element, false>(nullptr, runs);
   }
-  for (int64_t at = k; at + kWhole <= n; at += kWhole) {
-    _mm512_storeu_si512(target + at, _mm512_loadu_si512(source + at));
-  }
-  for (int64_t part = 0; k + kLanes <= n; k += kLanes, ++part) {
-    sums[part] = Element::add(sums[part], Element::summands(source + k));
-  }
-  // The last vector overlaps the one before it; lanes already counted count as zero.
-  _mm512_storeu_si512(target + n - kWhole, _mm512_loadu_si512(source + n - kWhole));
-  const auto last = Element::keep_last(Element::summands(source + n - kLanes), n - k);
-  sums[3] = Element::add(sums[3], last);
-  return add_lanes(Element::add(Element::add(sums[0], sums[1]), Element::add(sums[2], sums[3])));
 }
 
 template <class Element>
@@ -361,7 +325,7 @@ const Kernels& kernels() noexcept {
                                 scalar_kernels(Element::kDtype).copy_rows,
                                 scalar_kernels(Element::kDtype).add_rows,
                                 pack_rows<Element>,
-                                copy_run<Element>,
+                                copy_runs<Element>,
                                 scalar_kernels(Element::kDtype).copy_strided};
   return table;
 }

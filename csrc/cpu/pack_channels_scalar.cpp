@@ -49,11 +49,8 @@ double copy_strided(char* target, int64_t target_stride, const char* source, int
 // Sums side by side keep the additions independent, so that a compiler can use what vectors
 // there are without being allowed to reorder them.
 template <class Element>
-double copy_run(char* target, const char* source, int64_t n) {
-  using Storage = typename Element::Storage;
+double sum_of(const typename Element::Storage* from, int64_t n) noexcept {
   constexpr int64_t kLanes = 32;
-  std::memcpy(target, source, n * sizeof(Storage));
-  const auto* from = reinterpret_cast<const Storage*>(source);
   typename Element::Sum sums[kLanes] = {};
   int64_t k = 0;
   for (; k + kLanes <= n; k += kLanes) {
@@ -66,13 +63,31 @@ double copy_run(char* target, const char* source, int64_t n) {
 }
 
 template <class Element>
+void copy_runs(double* sums, const Runs& shared) {
+  using Storage = typename Element::Storage;
+  const Runs runs = shared;
+  const int64_t bytes = runs.length * sizeof(Storage);
+  const RunsAhead ahead(runs, bytes);
+  for (int64_t i = 0; i < runs.count; ++i) {
+    const char* next = ahead.of(i);
+    for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(next + at);
+    const char* source = runs.source + runs.index[i] * runs.source_step;
+    std::memcpy(runs.target + i * runs.target_step, source, bytes);
+    for (int64_t k = 0; sums && k < runs.length; k += kMaxRun) {
+      sums[i] += sum_of<Element>(reinterpret_cast<const Storage*>(source) + k,
+                                 runs.length - k < kMaxRun ? runs.length - k : kMaxRun);
+    }
+  }
+}
+
+template <class Element>
 constexpr Kernels kKernels = {0,
                               0,
                               0,
                               copy_rows<Element>,
                               add_rows<Element>,
                               nullptr,
-                              copy_run<Element>,
+                              copy_runs<Element>,
                               copy_strided<Element>};
 
 }  // namespace

@@ -3,9 +3,9 @@
 
 #include <cstdint>
 
+#include "convolution.h"
 #include "cuda/common.cuh"
 #include "cuda/divisor.cuh"
-#include "depthwise_convolution.h"
 #include "tensor.h"
 
 namespace neq::depthwise {

@@ -37,13 +37,19 @@ class Layers:
         return {name: m for name, m in self._modules.items() if isinstance(m, NEqLayer)}
 
     def check(self) -> None:
-        """Raise RuntimeError where a layer was reverted or replaced."""
+        """Raise RuntimeError where a layer was reverted, replaced or cut to another size."""
         for name, module in self._modules.items():
             reverted = not isinstance(module, NEqLayer) and "_skip_reason" not in module.__dict__
             if reverted or self._model.get_submodule(name) is not module:
                 raise RuntimeError(
                     f"model: expected layer {name!r} to be converted as when the tracker was "
                     "made, and it is not any more; make a new Equilibrium after neq.convert(model)"
+                )
+            if isinstance(module, NEqLayer) and module.size != self.sizes[name]:
+                raise RuntimeError(
+                    f"model: expected {self.sizes[name]} neurons in layer {name!r}, as when the "
+                    f"tracker was made, got {module.size}; what it remembers is of other neurons: "
+                    "make a new Equilibrium (or Schedule) after neq.pruning.shrink"
                 )
 
     def masks(self) -> dict[str, Tensor]:

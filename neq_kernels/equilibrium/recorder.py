@@ -189,7 +189,7 @@ def recording(records: Mapping[str, LayerRecord], model: nn.Module) -> AbstractC
     stack = ExitStack()
     for name, record in records.items():
         hook = _feed(record)
-        stack.enter_context(model.get_submodule(name).register_forward_hook(hook))
+        stack.enter_context(model.get_submodule(name).register_forward_hook(hook, prepend=True))
     return stack
 
 
@@ -205,5 +205,5 @@ def finding_head(finder: HeadFinder, model: nn.Module) -> AbstractContextManager
     stack = ExitStack()
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear):
-            stack.enter_context(module.register_forward_hook(finder.hook(name)))
+            stack.enter_context(module.register_forward_hook(finder.hook(name), prepend=True))
     return stack

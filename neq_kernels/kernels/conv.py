@@ -123,7 +123,7 @@ def _gradients(
     dtype = options.dtype or dy.dtype
     dw = dy.new_empty((shape.size, shape.fan_in), dtype=dtype)
     db = dy.new_empty(shape.size if bias else 0, dtype=dtype)
-    plan = _wgrad_plan(dy, x, weight, lists.count == lists.size, bias, *chosen)
+    plan = _wgrad_plan(dy, x, weight, lists.is_full, bias, *chosen)
     run = conv_depthwise.wgrad if form == "depthwise" else wgrad.run
     run(plan, dy, x, lists.padded, dw, db if bias else None)
     if weight.is_contiguous() or taps_first(weight):

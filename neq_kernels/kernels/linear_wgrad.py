@@ -273,7 +273,7 @@ def launch(
     """dW and db from ``dy`` in the ``form`` it is in: ``[tokens, O]``, or packed, contiguous."""
     fan_in, size, width = x.shape[1], lists.size, width_of(lists)
     planned = plan(
-        dy, x, size, width, lists.count == size, bias, columns, form,
+        dy, x, size, width, lists.is_full, bias, columns, form,
         arithmetic(dy.dtype), configuration, device_of(dy),
     )  # fmt: skip
     dw = dy.new_empty((fan_in, size) if columns else (size, fan_in), dtype=dtype)

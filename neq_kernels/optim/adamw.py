@@ -8,8 +8,42 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 
-from neq_kernels.optim.batches import Batch
+from neq_kernels.optim.batches import Batch, Formula, Group
 from neq_kernels.optim.stepping import RowOptimizer, State, number, operator_for, refuse
+
+
+def state_names(group: Group) -> tuple[str, ...]:
+    """The states that a step of this group reads."""
+    largest = ("max_exp_avg_sq",) if group["amsgrad"] else ()
+    return "step", "exp_avg", "exp_avg_sq", *largest
+
+
+def step(group: Group, batch: Batch, gradients: list[Tensor]) -> None:
+    """Step the active rows of ``batch`` with the options of its ``group``."""
+    steps, exp_avgs, exp_avg_sqs, *largest = map(batch.real, batch.states)
+    beta1, beta2 = group["betas"]
+    operator_for(FORMULA.operator, batch.key)(
+        batch.real(batch.params),
+        batch.real(gradients),
+        exp_avgs,
+        exp_avg_sqs,
+        largest[0] if largest else [],
+        steps,
+        batch.index,
+        batch.count,
+        batch.dim,
+        number(group["lr"], "lr"),
+        number(beta1, "betas"),
+        number(beta2, "betas"),
+        group["eps"],
+        group["weight_decay"],
+        group["decoupled_weight_decay"],
+        group["amsgrad"],
+        group["maximize"],
+    )
+
+
+FORMULA = Formula("row_adamw", state_names, step)
 
 
 class AdamW(RowOptimizer, torch.optim.AdamW):
@@ -34,6 +68,7 @@ class AdamW(RowOptimizer, torch.optim.AdamW):
         ValueError: it steps no parameter of ``model``, an option is out of range or not supported.
     """
 
+    formula = FORMULA
     momentum_name = "exp_avg"
 
     def __init__(
@@ -76,10 +111,6 @@ class AdamW(RowOptimizer, torch.optim.AdamW):
             if isinstance(each.get("step"), Tensor):
                 each["step"] = each["step"].cpu()
 
-    def _state_names(self, group: dict[str, Any]) -> tuple[str, ...]:
-        largest = ("max_exp_avg_sq",) if group["amsgrad"] else ()
-        return "step", "exp_avg", "exp_avg_sq", *largest
-
     def _begin(self, parameter: nn.Parameter, group: dict[str, Any]) -> bool:
         state = self.state[parameter]
         if not state:
@@ -87,29 +118,6 @@ class AdamW(RowOptimizer, torch.optim.AdamW):
             double = torch.get_default_dtype() == torch.float64
             dtype = torch.float64 if double else torch.float32
             state["step"] = torch.zeros((), dtype=dtype, device="cpu")
-            for name in self._state_names(group)[1:]:
+            for name in state_names(group)[1:]:
                 state[name] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
         return False
-
-    def _step_batch(self, group: dict[str, Any], batch: Batch, gradients: list[Tensor]) -> None:
-        steps, exp_avgs, exp_avg_sqs, *largest = batch.states
-        beta1, beta2 = group["betas"]
-        operator_for("row_adamw", batch.key)(
-            batch.params,
-            gradients,
-            exp_avgs,
-            exp_avg_sqs,
-            largest[0] if largest else [],
-            steps,
-            batch.index,
-            batch.count,
-            batch.dim,
-            number(group["lr"], "lr"),
-            number(beta1, "betas"),
-            number(beta2, "betas"),
-            group["eps"],
-            group["weight_decay"],
-            group["decoupled_weight_decay"],
-            group["amsgrad"],
-            group["maximize"],
-        )

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import is_
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
-from neq_kernels.optim.rows import Rows
+from neq_kernels.optim.rows import PLAIN, Rows
 
 Key = tuple[torch.device, torch.dtype, bool]
+Group = dict[str, Any]
 Gradients = list[Tensor | None]
 
-_PLAIN = nn.Parameter, Tensor
 _nothing = torch.empty(0, dtype=torch.int32, device="cpu")
 
 
@@ -27,7 +28,7 @@ class Batch:
     """
 
     key: Key
-    fresh: bool
+    fresh: bool = False
     places: list[int] = field(default_factory=list)
     params: list[Tensor] = field(default_factory=list)
     states: list[list[Tensor]] = field(default_factory=list)
@@ -39,19 +40,35 @@ class Batch:
         self, place: int, parameter: Tensor, states: Sequence[Tensor], rows: Rows | None
     ) -> None:
         self.places.append(place)
-        self.params.append(as_real(parameter))
+        self.params.append(parameter)
         self.states = self.states or [[] for _ in states]
         for each, state in zip(self.states, states, strict=True):
-            # A complex state has one more dimension, too; AdamW's count of steps has none.
-            each.append(as_real(state))
+            each.append(state)
         self.index.append(_nothing if rows is None else rows.index)
         self.count.append(-1 if rows is None else rows.count)
         self.dim.append(0 if rows is None else rows.dim)
 
     def gradients(self, of_group: Gradients) -> list[Tensor]:
         """This batch's among those of the group."""
-        chosen = (of_group[place] for place in self.places)
-        return [as_real(gradient) for gradient in chosen if gradient is not None]
+        return [of_group[place] for place in self.places]  # type: ignore[misc]
+
+    def real(self, tensors: list[Tensor]) -> list[Tensor]:
+        """``tensors`` of this batch as operators take them: complex ones with one more dimension.
+
+        Views are made anew at each step: a parameter's data may have been swapped since.
+        """
+        if not self.key[1].is_complex:
+            return tensors
+        # AdamW's count of steps is real.
+        return [torch.view_as_real(t) if t.is_complex() else t for t in tensors]
+
+
+class Formula(NamedTuple):
+    """How an optimizer steps: its operator, the states that a group's steps read, and the call."""
+
+    operator: str
+    state_names: Callable[[Group], tuple[str, ...]]
+    step: Callable[[Group, Batch, list[Tensor]], None]
 
 
 class Plan:
@@ -75,6 +92,16 @@ class Plan:
         )
 
 
+def objects_of(optimizer: Optimizer, rows: Mapping[nn.Parameter, Rows]) -> list[Any]:
+    """What batches are made from: the rows, the parameters, and all of their state."""
+    objects: list[Any] = [rows]
+    for group in optimizer.param_groups:
+        objects += group["params"]
+    for state in optimizer.state.values():
+        objects += state.values()
+    return objects
+
+
 def facts_of(parameters: list[nn.Parameter], gradients: Gradients, names: Sequence[str]) -> Any:
     """What decides how a group's parameters are put into batches, besides which objects there are.
 
@@ -89,9 +116,9 @@ def facts_of(parameters: list[nn.Parameter], gradients: Gradients, names: Sequen
 
 def key_of(parameter: Tensor) -> Key:
     """What the parameters of one operator call have in common."""
-    return parameter.device, parameter.dtype, type(parameter) in _PLAIN
+    return parameter.device, parameter.dtype, type(parameter) in PLAIN
 
 
-def as_real(tensor: Tensor) -> Tensor:
-    """A complex tensor as a real one with one more dimension, others as they are."""
-    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
+def gradients_of(optimizer: Optimizer) -> list[Gradients]:
+    """Those of every group."""
+    return [[p.grad for p in group["params"]] for group in optimizer.param_groups]

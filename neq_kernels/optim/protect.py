@@ -3,22 +3,34 @@
 A zero gradient does not hold a neuron still: weight decay shrinks it, momentum carries it on, and
 optimizers that couple rows (Muon, LBFGS) mix it with its neighbours. :func:`protect` therefore does
 not ask how an optimizer computes its step. It copies the frozen rows before the step and writes
-them back after it.
+them back after it. Where it does know the formula, and can step the active rows alone, it saves
+itself the copies (:mod:`neq_kernels.optim.instead`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo
 from torch.optim import Optimizer
 
-from neq_kernels.layer import NEqLayer
-from neq_kernels.optim.rows import FrozenRows, check_model, overlap, owned
+from neq_kernels.optim import instead
+from neq_kernels.optim.batches import (
+    Batch,
+    Formula,
+    Gradients,
+    Plan,
+    facts_of,
+    gradients_of,
+    objects_of,
+)
+from neq_kernels.optim.rows import FrozenRows, RowMap, Rows, check_model, overlap
 from neq_kernels.optim.stepping import RowOptimizer
+from neq_kernels.optim.unwrap import unwrap
 
 State = Literal["hold", "reference", "keep"]
 Policy = Literal["zero", "hold", "keep", "average", "leave"]
@@ -37,9 +49,6 @@ _NAMES: dict[Policy, str] = {
 #: parameter. leave: one number for the whole tensor, or a mixture of all. Unknown names are held:
 #: then nothing about a frozen neuron changes. (keep is what state="keep" makes of zero.)
 STATE_POLICY = {name: policy for policy, names in _NAMES.items() for name in names.split()}
-
-# Where accelerate and Lightning keep the optimizer they wrap, and ZeroRedundancyOptimizer its own.
-_HOLDERS = "optimizer", "optim"
 
 _protections: WeakKeyDictionary[Optimizer, WeakSet[Protection]] = WeakKeyDictionary()
 
@@ -74,7 +83,7 @@ def protect(optimizer: Any, model: nn.Module, *, state: State = "hold") -> Prote
         ValueError: unknown ``state``, ``optimizer`` steps no parameter of ``model``, is protected
             for the model already, or is one of :mod:`neq_kernels.optim`, which need no protection.
     """
-    inner = _unwrap(optimizer)
+    inner = unwrap(optimizer)
     check_model(inner, model, "pass protect(optimizer, model) the model that it steps")
     if state not in get_args(State):
         raise ValueError(f"state: expected 'hold', 'reference' or 'keep', got {state!r}")
@@ -105,12 +114,19 @@ class Protection:
     def __init__(self, optimizer: Optimizer, model: nn.Module, state: State) -> None:
         self.model = model
         self.state = state
-        self._saved: list[_Saved] = []
-        # Both hold what the last step met. Sets are immutable: identity says whether one changed.
-        self._rows: dict[tuple[int, int], FrozenRows] = {}
+        self._row_map = RowMap(model)
+        self._plan: _Plan | None = None
+        # The copies of one step are what the next one's are written over.
+        self._copies: dict[nn.Parameter, _Copies] = {}
+        self._taken: list[tuple[Tensor, Tensor]] = []
+        # Sets are immutable: identity says whether one changed.
         self._restarted: dict[Tensor, FrozenRows] = {}
         self._policies, self._default = _policies(state)
         self._skips_missing = type(optimizer).__module__.startswith("torch.optim.")
+        self._formula = instead.formula_for(optimizer)
+        # Momentum needs no decaying where it is zero; second moments do.
+        if state == "reference" and not isinstance(optimizer, torch.optim.SGD):
+            self._formula = None
         self._handles = [
             optimizer.register_step_pre_hook(self._before),
             optimizer.register_step_post_hook(self._after),
@@ -121,46 +137,89 @@ class Protection:
         """End the protection: frozen neurons follow the optimizer again. Harmless when repeated."""
         for handle in self._handles:
             handle.remove()
+        self._copies.clear()
+        self._plan = None
         self._siblings.discard(self)
 
     def __repr__(self) -> str:
         return f"Protection({type(self.model).__name__}, state={self.state!r})"
 
+    @_disable_dynamo
     @torch.no_grad()
     def _before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        # A closure makes gradients during the step; optimizers other than torch's may move
-        # parameters that have none.
+        # A closure makes gradients during the step.
         closure = any(a is not None for a in (*args[1:], *kwargs.values()))
-        all_move = closure or not self._skips_missing
-        self._saved.clear()
-        restarted: dict[Tensor, FrozenRows] = {}
-        for parameter, rows in self._frozen(optimizer):
-            held = {}
-            moves = all_move or parameter.grad is not None
-            for name, policy, tensor in self._states(optimizer, parameter, rows):
-                if policy == "zero":
-                    # Once per set, not per step: without a gradient nobody writes to it again.
-                    if self._restarted.get(tensor) is not rows:
-                        rows.zero(tensor)
-                    restarted[tensor] = rows
-                elif moves:
-                    held[name] = rows.read(tensor)
-            if moves:
-                self._saved.append(_Saved(parameter, rows, rows.read(parameter), held))
-        self._restarted = restarted
+        gradients = gradients_of(optimizer)
+        plan = self._plan_for(optimizer, gradients, closure)
+        self._taken.clear()
+        for group, batches, of_group in zip(
+            optimizer.param_groups, plan.batches, gradients, strict=True
+        ):
+            for batch in batches:
+                taken = batch.gradients(of_group)
+                plan.formula.step(group, batch, taken)
+                self._taken += zip(batch.params, taken, strict=True)
+        # What has no gradient, the optimizer passes over.
+        for parameter, _ in self._taken:
+            parameter.grad = None
+        copies = {}
+        for parameter, rows in plan.copied:
+            tensors = {
+                name: tensor
+                for name, policy, tensor in self._states(optimizer, parameter, rows)
+                if policy != "zero"
+            }
+            old = self._copies.get(parameter)
+            copies[parameter] = _Copies(rows, parameter, tensors, old)
+        self._copies = copies
 
+    @_disable_dynamo
     @torch.no_grad()
     def _after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        for parameter, rows, values, held in self._saved:
-            rows.write(parameter, values)
+        for parameter, gradient in self._taken:
+            parameter.grad = gradient
+        self._taken.clear()
+        for parameter, copies in self._copies.items():
+            rows = copies.rows
+            rows.write(parameter, copies.values)
             for name, policy, tensor in self._states(optimizer, parameter, rows):
-                if name in held:
-                    rows.write(tensor, held[name])
+                if name in copies.held:
+                    rows.write(tensor, copies.held[name])
                 elif policy in ("zero", "keep"):
                     rows.zero(tensor)
                 elif policy == "average":
-                    rows.write(tensor, values)
-        self._saved.clear()
+                    rows.write(tensor, copies.values)
+
+    def _plan_for(self, optimizer: Optimizer, gradients: list[Gradients], closure: bool) -> _Plan:
+        """What this step needs: the same as the last one, unless something has changed."""
+        formula = self._formula
+        if closure or instead.scales(optimizer) or (formula and not instead.available(formula)):
+            formula = None
+        # Optimizers other than torch's may move parameters that have no gradient.
+        all_move = closure or not self._skips_missing
+        facts: list[Any] = [formula, all_move]
+        for group, of_group in zip(optimizer.param_groups, gradients, strict=True):
+            options = instead.options_of(formula, group) if formula else ()
+            facts.append(facts_of(group["params"], of_group, options))
+        rows = self._row_map.look_up()
+        if self._plan is None or not self._plan.serves(objects_of(optimizer, rows), facts):
+            rows = self._row_map.look_up(anew=True)
+            self._restart(optimizer, rows)
+            self._plan = _Plan(optimizer, gradients, rows, facts)
+        return self._plan
+
+    def _restart(self, optimizer: Optimizer, rows: dict[nn.Parameter, Rows]) -> None:
+        """Momentum of frozen neurons is zero: seen to once per set and tensor, not per step."""
+        restarted: dict[Tensor, FrozenRows] = {}
+        for group in optimizer.param_groups:
+            for parameter in filter(rows.__contains__, group["params"]):
+                frozen = rows[parameter].frozen
+                for _, policy, tensor in self._states(optimizer, parameter, frozen):
+                    if policy == "zero":
+                        if self._restarted.get(tensor) is not frozen:
+                            frozen.zero(tensor)
+                        restarted[tensor] = frozen
+        self._restarted = restarted
 
     def _states(
         self, optimizer: Optimizer, parameter: nn.Parameter, rows: FrozenRows
@@ -177,29 +236,46 @@ class Protection:
             ):
                 yield name, policy, value
 
-    def _frozen(self, optimizer: Optimizer) -> list[tuple[nn.Parameter, FrozenRows]]:
-        """Each parameter of ``optimizer`` that has frozen neurons now, with their rows."""
-        ids = owned(optimizer)
-        known, self._rows = self._rows, {}
-        frozen = []
-        for layer in self.model.modules():
-            if not isinstance(layer, NEqLayer) or layer.active.is_full:
-                continue
-            active = layer.active
-            for _, parameter, dim in layer.neuron_parameters():
-                if id(parameter) in ids:
-                    key = id(active), dim
-                    rows = self._rows.get(key) or known.get(key) or FrozenRows(active, dim)
-                    self._rows[key] = rows
-                    frozen.append((parameter, rows))
-        return frozen
+
+class _Plan(Plan):
+    """What a step needs: the batches to step instead of the optimizer, the parameters to copy."""
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        gradients: list[Gradients],
+        rows: dict[nn.Parameter, Rows],
+        facts: list[Any],
+    ) -> None:
+        formula, all_move = facts[:2]
+        self.formula: Formula = formula
+        self.copied: list[tuple[nn.Parameter, FrozenRows]] = []
+        batches: list[list[Batch]] = []
+        for group, of_group in zip(optimizer.param_groups, gradients, strict=True):
+            found = instead.batches_of(formula, optimizer, group, of_group, rows) if formula else []
+            batches.append(found)
+            stepped = {place for batch in found for place in batch.places}
+            self.copied += [
+                (parameter, rows[parameter].frozen)
+                for place, parameter in enumerate(group["params"])
+                if parameter in rows and place not in stepped
+                if all_move or of_group[place] is not None
+            ]
+        super().__init__(batches, objects_of(optimizer, rows), facts)
 
 
-class _Saved(NamedTuple):
-    parameter: nn.Parameter
-    rows: FrozenRows
-    values: Tensor
-    held: dict[str, Tensor]
+class _Copies:
+    """The frozen rows of a parameter and of its states, written over those of an earlier step."""
+
+    def __init__(
+        self, rows: FrozenRows, parameter: Tensor, states: dict[str, Tensor], old: _Copies | None
+    ) -> None:
+        held = old.held if old else {}
+        self.rows = rows
+        self.values: Tensor = rows.read(parameter, old.values if old else None)
+        self.held: dict[str, Tensor] = {
+            name: rows.read(tensor, held.get(name)) for name, tensor in states.items()
+        }
 
 
 def _policies(state: State) -> tuple[dict[str, Policy], Policy]:
@@ -211,20 +287,3 @@ def _policies(state: State) -> tuple[dict[str, Policy], Policy]:
         changed = {"zero": "keep"}
     policies = {name: changed.get(policy, policy) for name, policy in STATE_POLICY.items()}
     return policies, changed.get("hold", "hold")
-
-
-def _unwrap(optimizer: Any) -> Optimizer:
-    """The innermost optimizer, whose step does the work; wrappers may be Optimizers too."""
-    inner = optimizer
-    for _ in range(16):
-        held = [getattr(inner, name) for name in _HOLDERS if getattr(inner, name, None) is not None]
-        if not held:
-            break
-        inner = held[0]
-    if not isinstance(inner, Optimizer):
-        raise TypeError(
-            "optimizer: expected a torch.optim.Optimizer, or an object that holds one in its "
-            f"attribute 'optimizer' or 'optim', got {type(optimizer).__name__}; "
-            "pass the optimizer itself"
-        )
-    return inner

@@ -12,6 +12,8 @@ from torch.optim import Optimizer
 from neq_kernels.active import ActiveSet
 from neq_kernels.layer import NEqLayer, changes
 
+PLAIN = nn.Parameter, Tensor
+
 
 class FrozenRows:
     """The frozen neurons of one active set, as slices of tensors along ``dim``."""
@@ -28,10 +30,16 @@ class FrozenRows:
             self._index[device] = frozen.to(device, non_blocking=True)
         return self._index[device]
 
-    def read(self, tensor: Tensor) -> Tensor:
-        return (
-            tensor.clone() if self.all else tensor.index_select(self.dim, self.index(tensor.device))
-        )
+    def read(self, tensor: Tensor, into: Tensor | None = None) -> Tensor:
+        """A copy, written over ``into``, an earlier copy, if that still fits: to touch fresh memory
+        takes longer than to copy."""
+        if into is None or not self._fits(into, tensor):
+            if self.all:
+                return tensor.clone()
+            return tensor.index_select(self.dim, self.index(tensor.device))
+        if self.all:
+            return into.copy_(tensor)
+        return torch.index_select(tensor, self.dim, self.index(tensor.device), out=into)
 
     def write(self, tensor: Tensor, values: Tensor) -> None:
         if self.all:
@@ -44,6 +52,13 @@ class FrozenRows:
             tensor.zero_()
         else:
             tensor.index_fill_(self.dim, self.index(tensor.device), 0)
+
+    def _fits(self, copy: Tensor, tensor: Tensor) -> bool:
+        shape = list(tensor.shape)
+        shape[self.dim] = self.active.size - self.active.count
+        like = copy.dtype == tensor.dtype and copy.device == tensor.device
+        # A subclass may not know how to write into a tensor that it is given.
+        return like and list(copy.shape) == shape and type(tensor) in PLAIN
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,9 +79,10 @@ class RowMap:
         self._rows: dict[nn.Parameter, Rows] = {}
         self._seen: object = None
 
-    def look_up(self) -> dict[nn.Parameter, Rows]:
-        """Walks the model only when a layer has changed. Rows that have not are the same object."""
-        if self._seen is not changes.last:
+    def look_up(self, *, anew: bool = False) -> dict[nn.Parameter, Rows]:
+        """Walks the model only when the set of a layer has changed, or to look ``anew``: layers do
+        not tell when a parameter is replaced. Rows that have not changed are the same object."""
+        if anew or self._seen is not changes.last:
             self._seen = changes.last
             self._rows = self._walk()
         return self._rows

@@ -8,8 +8,34 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 
-from neq_kernels.optim.batches import Batch
+from neq_kernels.optim.batches import Batch, Formula, Group
 from neq_kernels.optim.stepping import RowOptimizer, State, number, operator_for, refuse
+
+
+def state_names(group: Group) -> tuple[str, ...]:
+    """The states that a step of this group reads."""
+    return ("momentum_buffer",) if group["momentum"] != 0 else ()
+
+
+def step(group: Group, batch: Batch, gradients: list[Tensor]) -> None:
+    """Step the active rows of ``batch`` with the options of its ``group``."""
+    operator_for(FORMULA.operator, batch.key)(
+        batch.real(batch.params),
+        batch.real(gradients),
+        batch.real(batch.states[0]) if batch.states else [],
+        batch.index,
+        batch.count,
+        batch.dim,
+        number(group["lr"], "lr"),
+        float(group["momentum"]),
+        0.0 if batch.fresh else float(group["dampening"]),
+        number(group["weight_decay"], "weight_decay"),
+        group["nesterov"],
+        group["maximize"],
+    )
+
+
+FORMULA = Formula("row_sgd", state_names, step)
 
 
 class SGD(RowOptimizer, torch.optim.SGD):
@@ -34,6 +60,7 @@ class SGD(RowOptimizer, torch.optim.SGD):
         ValueError: it steps no parameter of ``model``, an option is out of range or not supported.
     """
 
+    formula = FORMULA
     momentum_name = "momentum_buffer"
 
     def __init__(
@@ -71,9 +98,6 @@ class SGD(RowOptimizer, torch.optim.SGD):
         for group in self.param_groups:
             group["differentiable"] = False
 
-    def _state_names(self, group: dict[str, Any]) -> tuple[str, ...]:
-        return ("momentum_buffer",) if group["momentum"] != 0 else ()
-
     def _begin(self, parameter: nn.Parameter, group: dict[str, Any]) -> bool:
         if group["momentum"] == 0 or self.state[parameter].get("momentum_buffer") is not None:
             return False
@@ -81,19 +105,3 @@ class SGD(RowOptimizer, torch.optim.SGD):
         buffer = torch.zeros_like(parameter, memory_format=torch.preserve_format)
         self.state[parameter]["momentum_buffer"] = buffer
         return bool(group["dampening"] != 0)
-
-    def _step_batch(self, group: dict[str, Any], batch: Batch, gradients: list[Tensor]) -> None:
-        operator_for("row_sgd", batch.key)(
-            batch.params,
-            gradients,
-            batch.states[0] if batch.states else [],
-            batch.index,
-            batch.count,
-            batch.dim,
-            number(group["lr"], "lr"),
-            float(group["momentum"]),
-            0.0 if batch.fresh else float(group["dampening"]),
-            number(group["weight_decay"], "weight_decay"),
-            group["nesterov"],
-            group["maximize"],
-        )

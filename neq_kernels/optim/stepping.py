@@ -11,7 +11,17 @@ from torch._compile import _disable_dynamo
 from torch.optim import Optimizer
 
 from neq_kernels import backends, reference
-from neq_kernels.optim.batches import Batch, Gradients, Key, Plan, facts_of, key_of
+from neq_kernels.optim.batches import (
+    Batch,
+    Formula,
+    Gradients,
+    Key,
+    Plan,
+    facts_of,
+    gradients_of,
+    key_of,
+    objects_of,
+)
 from neq_kernels.optim.rows import RowMap, Rows, check_model
 
 State = Literal["hold", "keep"]
@@ -25,6 +35,7 @@ class RowOptimizer(Optimizer):
     """
 
     model: nn.Module
+    formula: Formula
     momentum_name: str
     _momentum: State
     _row_map: RowMap
@@ -77,46 +88,38 @@ class RowOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        gradients = [[p.grad for p in group["params"]] for group in self.param_groups]
+        gradients = gradients_of(self)
         plan = self._plan_for(gradients)
         for group, batches, of_group in zip(
             self.param_groups, plan.batches, gradients, strict=True
         ):
             for batch in batches:
-                self._step_batch(group, batch, batch.gradients(of_group))
+                self.formula.step(group, batch, batch.gradients(of_group))
         return loss
 
     def _plan_for(self, gradients: list[Gradients]) -> Plan:
         """The operator calls of this step: the last one's, unless something has changed."""
-        rows = self._row_map.look_up()
         facts = [
-            facts_of(group["params"], of_group, self._state_names(group))
+            facts_of(group["params"], of_group, self.formula.state_names(group))
             for group, of_group in zip(self.param_groups, gradients, strict=True)
         ]
-        if self._plan is not None and self._plan.serves(self._objects(rows), facts):
+        rows = self._row_map.look_up()
+        if self._plan is not None and self._plan.serves(objects_of(self, rows), facts):
             return self._plan
+        rows = self._row_map.look_up(anew=True)
         batches = [
             self._batches(group, of_group, rows)
             for group, of_group in zip(self.param_groups, gradients, strict=True)
         ]
-        plan = Plan(batches, self._objects(rows), facts)
+        plan = Plan(batches, objects_of(self, rows), facts)
         fresh = any(batch.fresh for of_group in batches for batch in of_group)
         self._plan = None if fresh else plan
         return plan
 
-    def _objects(self, rows: dict[nn.Parameter, Rows]) -> list[Any]:
-        """What the batches are made from: the rows, the parameters, and all of their state."""
-        objects: list[Any] = [rows]
-        for group in self.param_groups:
-            objects += group["params"]
-        for state in self.state.values():
-            objects += state.values()
-        return objects
-
     def _batches(
         self, group: dict[str, Any], gradients: Gradients, rows: dict[nn.Parameter, Rows]
     ) -> list[Batch]:
-        names = self._state_names(group)
+        names = self.formula.state_names(group)
         batches: dict[tuple[Key, bool], Batch] = {}
         for place, (parameter, gradient) in enumerate(zip(group["params"], gradients, strict=True)):
             if parameter in rows and self._momentum == "hold":
@@ -142,15 +145,8 @@ class RowOptimizer(Optimizer):
             rows.frozen.zero(buffer)
             self._restarted[parameter] = rows, buffer
 
-    def _state_names(self, group: dict[str, Any]) -> tuple[str, ...]:
-        """The states that a step of this group reads."""
-        raise NotImplementedError
-
     def _begin(self, parameter: nn.Parameter, group: dict[str, Any]) -> bool:
         """Give a parameter the states that it lacks; whether its first step is another one."""
-        raise NotImplementedError
-
-    def _step_batch(self, group: dict[str, Any], batch: Batch, gradients: list[Tensor]) -> None:
         raise NotImplementedError
 
 

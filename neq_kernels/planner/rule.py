@@ -92,7 +92,7 @@ FUSED_CALL = 15_000
 
 
 # FLOPs per nanosecond of a thread, and nanoseconds per element of x, by channels_last.
-DIRECT_FLOPS, DIRECT_STAGING, DIRECT_CALL = 60, {False: 0.2, True: 0.5}, 20_000
+DIRECT_FLOPS, DIRECT_STAGING, DIRECT_CALL = 150, {False: 0.15, True: 0.1}, 10_000
 
 
 def ways(geometry: Geometry) -> tuple[str, ...]:

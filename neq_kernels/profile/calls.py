@@ -67,7 +67,9 @@ def capture(model: nn.Module, example_input: Any) -> dict[str, list[Call]]:
         for name, layer in converted_layers(model).items():
             if layer.weight.dim() > 1 and layer.weight.requires_grad:
                 calls[name] = []
-                stack.enter_context(layer.register_forward_hook(_noting(layer, calls[name])))
+                stack.enter_context(
+                    layer.register_forward_hook(_noting(layer, calls[name]), prepend=True)
+                )
         leaves = outputs_with_graph(model, example_input)
         parameters = [p for p in model.parameters() if p.requires_grad]
         ones = [torch.ones_like(leaf) for leaf in leaves]

@@ -130,5 +130,5 @@ def _median(rounds: list[dict[str, float]]) -> dict[str, float]:
 def _hooks(model: nn.Module, noting: Callable[[str], Callable[..., None]]) -> Iterator[None]:
     with ExitStack() as stack:
         for name, layer in converted_layers(model).items():
-            stack.enter_context(layer.register_forward_hook(noting(name)))
+            stack.enter_context(layer.register_forward_hook(noting(name), prepend=True))
         yield

@@ -99,6 +99,11 @@ def set_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
     _freeze_pruned(model)
 
 
+def is_masked(module: nn.Module) -> bool:
+    """Whether something in ``module`` itself is declared pruned."""
+    return _MASKS in module.__dict__
+
+
 def masked_parameters(module: nn.Module) -> list[tuple[nn.Parameter, Tensor]]:
     """Each parameter of ``module`` in which something is pruned, with its mask beside it.
 

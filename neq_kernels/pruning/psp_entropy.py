@@ -59,7 +59,8 @@ def psp_entropy(
     device = next(inner.parameters()).device
     with undisturbed(inner), ExitStack() as stack:
         for name, count in counts.items():
-            stack.enter_context(inner.get_submodule(name).register_forward_hook(count.note))
+            layer = inner.get_submodule(name)
+            stack.enter_context(layer.register_forward_hook(count.note, prepend=True))
         batch = None
         for batch in loader:
             inputs, labels = move(tuple(batch), device)

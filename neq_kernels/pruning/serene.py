@@ -107,7 +107,10 @@ class SeReNe:
         self._handles = [
             self.model.register_forward_pre_hook(self._begin),
             # Behind the layer's own hook where the model is the layer.
-            *(m.register_forward_hook(self._note(name)) for name, m in self._layers.items()),
+            *(
+                m.register_forward_hook(self._note(name), prepend=True)
+                for name, m in self._layers.items()
+            ),
             self.model.register_forward_hook(self._measure),
         ]
 

@@ -58,7 +58,9 @@ def threshold_search(
     the bound, is taken: where that is the smallest magnitude, nothing is zeroed (LOBSTER, arXiv
     2011.09905, whose authors take the middle, which may miss the bound).
 
-    What is zero then counts as pruned, see :func:`neq_kernels.pruning.keep_zeros`.
+    What is zero then counts as pruned, see :func:`neq_kernels.pruning.keep_zeros`. A layer that is
+    zero as a whole is not refused, as a branch that starts at zero is one, too; where no path is
+    left, :func:`neq_kernels.pruning.shrink` says so.
 
     Args:
         model: its Linear, convolution and batch-norm parameters are pruned, biases included.

@@ -22,10 +22,14 @@ void check_refusals() {
   }
   refusals.refused("dw: expected shape [4, 1",
                    [](Arguments& wrong) { wrong.dw.size[0] = wrong.dw.size[1] = 2; });
-  // One output that meets the input with its middle weights alone, 2^30 to either side.
+  // Outputs that meet the input with their middle weights alone, 2^30 to either side, in planes
+  // that have to be staged.
   const int64_t far = int64_t{1} << 30;
-  refusals.refused("window: expected a dilation whose",
-                   [=](Arguments& wrong) { wrong.window = {{1, 1}, {far, 1}, {far, 1}}; });
+  refusals.refused("window: expected a dilation whose", [=](Arguments& wrong) {
+    wrong.window = {{1, 1}, {far, 1}, {far, 1}};
+    wrong.x.stride[2] = 1;
+    wrong.x.stride[3] = 5;
+  });
 }
 
 }  // namespace

@@ -10,9 +10,13 @@ from torch import nn
 
 import neq_kernels as neq
 from neq_kernels import backends
+from neq_kernels.active import Lists, lists
 from neq_kernels.planner import rule
 
 pytest.importorskip("triton")
+from neq_kernels.kernels.conv import conv_wgrad
+from neq_kernels.kernels.linear_wgrad import linear_wgrad
+
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("poison")]
 
 CASES = [by_name(LINEAR, name) for name in ("vector", "tokens", "empty-batch", "no-bias", "blocks")]
@@ -66,3 +70,24 @@ def test_a_dtype_that_triton_does_not_serve_is_refused(triton_device):
     y = layer(torch.randn(3, 5, device=triton_device, dtype=torch.float64))
     with pytest.raises(RuntimeError, match=r"linear_wgrad: .*triton: serves float32.*use\(None\)"):
         y.sum().backward()
+
+
+@pytest.mark.parametrize("kind", ["linear", "conv"])
+def test_a_captured_list_has_room_for_more_than_are_active(kind, triton_device):
+    """A graph captured for up to 16 of 16 neurons, replayed with 5: the others' rows are zero."""
+    shape = (3, 16, 5, 5) if kind == "conv" else (40, 16)
+    dy, x = (randn(shape, torch.float32, seed).to(triton_device) for seed in (1, 2))
+    index = torch.tensor([0, 3, 4, 9, 15])
+    padded = torch.full((16,), -1, dtype=torch.int32)
+    padded[:5] = index
+    captured = Lists(padded.to(triton_device), 16, captured=True)
+    exact = lists(padded.to(triton_device), torch.tensor(5))
+    if kind == "conv":
+        weight = randn((16, 16, 3, 3), torch.float32, 3).to(triton_device)
+        arguments = (dy, x, weight, True, (1, 1), (1, 1), (1, 1), 1)
+        ours, expected = (conv_wgrad(*arguments[:3], c, *arguments[3:]) for c in (captured, exact))
+    else:
+        ours, expected = (linear_wgrad(dy, x, c, True, False) for c in (captured, exact))
+    for found, wanted in zip(ours, expected, strict=True):
+        torch.testing.assert_close(found, wanted)
+        assert not found[[1, 2, 5, 14]].any()

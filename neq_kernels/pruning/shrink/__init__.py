@@ -12,9 +12,13 @@ symbolic tracing, so Python in the model is no obstacle); ``known`` works out wh
 constant before any input comes; ``axes`` which channels have to stay together; ``sites`` where they
 meet weights; ``plan`` the smallest set of channels that computes the same; ``surgery`` cuts.
 
-A constant that meets zero padding is no constant behind it. All such channels of one convolution
-are multiples of each other, though: one of them is kept and carries the others in its weights,
-which is exact at borders and at any resolution, and needs no bias map.
+Two things stop channels from going, and a forward hook on the layer helps with each. A constant
+that meets zero padding is no constant behind it, but a plane that depends on nothing but the size:
+the convolution of ones with one weight per output and tap, exact at borders and at any resolution.
+And a sum needs its channels in all of its branches: a branch that computes few of them sets them
+into their places. Without hooks one constant channel is kept per such convolution, which carries
+the others in its weights, as they are multiples of each other; and sums keep what is live in any
+branch.
 """
 
 from __future__ import annotations
@@ -27,11 +31,11 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_leaves
 
 from neq_kernels.example import samples
-from neq_kernels.pruning.shrink import axes_layers, axes_shapes, carry, sites
-from neq_kernels.pruning.shrink.axes import Axes, elementwise, follow
+from neq_kernels.pruning.shrink import carry, spreads
+from neq_kernels.pruning.shrink.additions import additions, by_what
 from neq_kernels.pruning.shrink.changes import changes
-from neq_kernels.pruning.shrink.known import Knowledge, is_pointwise
-from neq_kernels.pruning.shrink.plan import Plan
+from neq_kernels.pruning.shrink.draft import drafted
+from neq_kernels.pruning.shrink.known import Knowledge
 from neq_kernels.pruning.shrink.report import LayerChange, ShrinkReport
 from neq_kernels.pruning.shrink.running import call, evaluating
 from neq_kernels.pruning.shrink.sites import Site
@@ -45,7 +49,12 @@ _LARGEST_ERROR_IN_HALF = 5e-2
 
 
 def shrink(
-    model: nn.Module, example_input: Any, *, multiple: int = 1, optimizer: Any = None
+    model: nn.Module,
+    example_input: Any,
+    *,
+    multiple: int = 1,
+    optimizer: Any = None,
+    hooks: bool = True,
 ) -> ShrinkReport:
     """Remove the neurons of ``model`` whose weights are all zero, in place, keeping its output.
 
@@ -58,9 +67,16 @@ def shrink(
 
     Module classes, Parameter objects, ``state_dict`` keys, hooks and converted layers stay (a layer
     without bias gets one if it needs it); sizes in a configuration object are not rewritten.
-    ``.grad`` is cut too. Training goes on from there. The constants are those of eval mode: a batch
-    norm in training mode would have made of a removed channel its beta, not what its running
-    statistics make of it.
+    ``.grad`` and pruning masks are cut too. Training goes on from there. The constants are those of
+    eval mode: a batch norm in training mode would have made of a removed channel its beta, not what
+    its running statistics make of it. What remembers neurons (an Equilibrium, a Schedule) has to be
+    made anew.
+
+    Some layers get a forward hook with buffers of the layer, in ``state_dict`` too, which are not
+    trained: convolutions whose zero padding met constants, to add what those gave; layers that
+    write few live channels into a sum, to set them between constants. What hooks that are
+    registered later see of the latter has the channels of the sum, with ``prepend=True`` the
+    layer's own.
 
     Args:
         model: traced with one forward in eval mode. Wrap it in DDP or compile it afterwards.
@@ -70,42 +86,45 @@ def shrink(
             some; 8 or 16 suit most vendor kernels.
         optimizer: the optimizer that trains ``model``: its state is cut likewise. A new bias joins
             the group of its weight. It may be wrapped, as for :func:`neq_kernels.protect`.
+        hooks: False adds none, and keeps the channels that plain layers need.
 
     Returns:
         What was removed, and why the rest was not.
 
     Raises:
-        TypeError: ``model`` is no module, ``example_input`` holds no tensor, ``optimizer`` is none.
+        TypeError: ``model`` is no module, ``example_input`` holds no tensor, ``optimizer`` is none,
+            ``hooks`` is no bool.
         ValueError: ``multiple`` below 1; ``model`` is wrapped in DDP or compiled; a whole layer was
             pruned so that the output no longer depends on the input; the model's own forward
             decides by the values of its tensors; ``optimizer`` has state that cannot be cut.
         RuntimeError: the smaller model fails or computes something else (sizes written down in its
-            forward). In all cases the model is as before.
+            forward); a pruning mask does not fit its parameter. In all cases the model is as
+            before.
     """
     _check(model, example_input, multiple)
+    if not isinstance(hooks, bool):
+        raise TypeError(f"hooks: expected True or False, got {hooks!r}")
     stepping = None if optimizer is None else carry.unwrap(optimizer, model)
+    masks = carry.Masks(model)
     before = sum(p.numel() for p in model.parameters())
     graph = trace(model, example_input)
+    if hooks:
+        spreads.prepare(graph, model)
     knowledge = Knowledge()
     for each in graph.calls:
         knowledge.learn(each)
     opaque = _opaque(model, graph, knowledge)
     problem = ""
     for bold in (True, False):
-        axes = Axes(bold)
-        rules = {**axes_shapes.RULES, **axes_layers.RULES}
-        pointwise = {c.op: elementwise for c in graph.calls if is_pointwise(c)}
-        understood = follow(axes, graph, {**pointwise, **rules}, opaque)
-        found = sites.find(graph, understood, knowledge, axes)
-        _check_connected(graph, found, knowledge)
-        met = [value for value in graph.leaves if value in axes]
-        plan = Plan(axes, found, met, multiple)
-        cut = cuts(plan, axes, found, met)
+        draft = drafted(graph, knowledge, opaque, bold=bold, multiple=multiple, hooks=hooks)
+        _check_connected(graph, draft.sites, knowledge)
+        cut = cuts(draft.plan, draft.axes, draft.sites, draft.leaves)
         if stepping is not None:
             carry.check(stepping, cut)
+        added = additions(draft.plan, draft.sites, draft.spreads, model)
         operation = Operation()
         try:
-            operation.do(plan, found, cut)
+            operation.do(draft.plan, draft.sites, cut, added)
             error, problem = _compare(model, example_input, graph.result)
         except BaseException:
             operation.undo()
@@ -113,7 +132,7 @@ def shrink(
         if not problem:
             break
         operation.undo()
-        if not axes.dared:
+        if not draft.axes.dared:
             break
     if problem:
         raise RuntimeError(
@@ -122,11 +141,13 @@ def shrink(
         )
     if stepping is not None:
         carry.carry(stepping, cut, operation.new_biases, model)
+    masks.carry(cut)
     after = sum(p.numel() for p in model.parameters())
     notes = (
         [] if bold else ["channels that the model splits up were left whole: its sizes are fixed"]
     )
-    return ShrinkReport(changes(found, plan), (before, after), error, opaque, notes)
+    changed = changes(draft.sites, draft.plan)
+    return ShrinkReport(changed, (before, after), error, opaque, notes, by_what(added))
 
 
 def _check(model: nn.Module, example_input: Any, multiple: int) -> None:
@@ -174,7 +195,8 @@ def _check_connected(graph: Graph, found: list[Site], knowledge: Knowledge) -> N
             live.update(v for v in each.outputs if not knowledge.of(v).mask.all())
     if reached.isdisjoint(graph.outputs) or not live.isdisjoint(graph.outputs):
         return
-    whole = [f"{s.name} ({len(s.zero_rows)} neurons)" for s in found if s.zero_rows.all()]
+    layers = [s for s in found if s.is_layer]
+    whole = [f"{s.name} ({len(s.zero_rows)} neurons)" for s in layers if s.zero_rows.all()]
     what = f"all weights are zero in {', '.join(whole)}" if whole else "every path meets a constant"
     raise ValueError(
         f"model: expected an output that depends on the input, but {what}: the net is cut; keep at "

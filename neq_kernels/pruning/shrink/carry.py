@@ -1,4 +1,4 @@
-"""Carrying an optimizer over: its state is cut like the parameters it belongs to."""
+"""Carrying over what belongs to parameters, an optimizer's state and pruning masks: cut alike."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+import neq_kernels.pruning.masks as masks
+from neq_kernels.optim.rows import check_model
+from neq_kernels.optim.unwrap import unwrap as innermost
 from neq_kernels.pruning.shrink.surgery import Cut
 from neq_kernels.pruning.shrink.trace import Leaf
-
-_HOLDERS = "optimizer", "optim"
 
 
 def unwrap(optimizer: Any, model: nn.Module) -> Optimizer:
@@ -21,21 +22,8 @@ def unwrap(optimizer: Any, model: nn.Module) -> Optimizer:
         TypeError: there is none.
         ValueError: it steps no parameter of ``model``.
     """
-    inner = optimizer
-    while not isinstance(inner, Optimizer) or any(hasattr(inner, name) for name in _HOLDERS):
-        held = [getattr(inner, name) for name in _HOLDERS if hasattr(inner, name)]
-        if not held:
-            raise TypeError(
-                "optimizer: expected a torch.optim.Optimizer, or what holds one in its attribute "
-                f"'optimizer' or 'optim', got {type(optimizer).__name__}"
-            )
-        inner = held[0]
-    own = {id(p) for p in model.parameters()}
-    if not any(id(p) in own for group in inner.param_groups for p in group["params"]):
-        raise ValueError(
-            "optimizer: expected one that steps parameters of the model, got one that steps none "
-            "of them; pass the optimizer that trains this model"
-        )
+    inner = innermost(optimizer)
+    check_model(inner, model, "pass the optimizer that trains this model")
     return inner
 
 
@@ -68,6 +56,38 @@ def carry(
         for group in optimizer.param_groups:
             if any(p is module.weight for p in group["params"]):
                 group["params"].append(bias)
+
+
+class Masks:
+    """The pruning masks of a model, as they are before it is cut.
+
+    Raises:
+        RuntimeError: one is of another shape than its parameter.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._masks: dict[str, Tensor] = {}
+        for module in model.modules():
+            masks.masked_parameters(module)
+        if any(masks.is_masked(module) for module in model.modules()):
+            self._masks = masks.get_masks(model)
+        parameters = dict(model.named_parameters(remove_duplicate=False))
+        self._before = {name: (parameters[name], parameters[name].data) for name in self._masks}
+
+    def carry(self, cuts: dict[Leaf, Cut]) -> None:
+        """Put them on the parameters as they are now. A zero that has taken over what removed
+        channels gave is pruned no more."""
+        of = {id(leaf.tensor): cut for leaf, cut in cuts.items()}
+        carried = {}
+        for name, mask in self._masks.items():
+            parameter, before = self._before[name]
+            cut = of.get(id(parameter))
+            if cut is not None:
+                mask, before = cut(mask), cut(before)
+            carried[name] = mask | (before != parameter.data)
+        if carried:
+            masks.set_masks(self._model, carried)
 
 
 def _states(optimizer: Optimizer, cuts: dict[Leaf, Cut]) -> Iterator[tuple[Leaf, Cut, str, Tensor]]:

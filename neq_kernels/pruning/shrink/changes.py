@@ -18,7 +18,7 @@ def changes(sites: list[Site], plan: Plan) -> list[LayerChange]:
         if site.outputs is not None:
             classes: Tensor = plan.classes(site.outputs[~site.zero_rows])
             live.update((root, site.name) for root in classes.tolist())
-    return [_change(site, plan, live) for site in sites]
+    return [_change(site, plan, live) for site in sites if site.is_layer]
 
 
 def _change(site: Site, plan: Plan, live: dict[int, str]) -> LayerChange:

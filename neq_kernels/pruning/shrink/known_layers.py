@@ -150,6 +150,8 @@ def _averaged(of: Of, call: Call) -> Known:
 def _padded(of: Of, call: Call) -> Known:
     known, rank, amounts = of(call["self"]), len(call["self"].shape), call["pad"]
     padded = [rank - 1 - i // 2 for i, n in enumerate(amounts) if n > 0]
+    if not any(amounts):
+        return known
     if any(n < 0 for n in amounts) or any(known.mask.shape[d] > 1 for d in padded):
         return unknown(call.outputs[0].shape)
     mask = known.mask & (known.value == call["value"])

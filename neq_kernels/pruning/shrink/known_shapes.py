@@ -95,6 +95,20 @@ def _cat(of: Of, call: Call) -> Known:
     return Known(torch.cat([m for m, _ in parts], dim), torch.cat([v for _, v in parts], dim))
 
 
+def _index_copy(of: Of, call: Call) -> Known:
+    shape, index = call["self"].shape, of(call["index"])
+    dim = call["dim"] % len(shape)
+    if not index.mask.all():
+        return unknown(shape)
+    mask, _, value = (t.clone() for t in of(call["self"]).along(dim, shape[dim]))
+    source = of(call["source"]).along(dim, call["source"].shape[dim])
+    value = value.double()
+    mask[index.value], value[index.value] = source[0], source[2].double()
+    small = [1] * len(shape)
+    small[dim] = -1
+    return Known(mask.reshape(small), value.reshape(small))
+
+
 def _without(dim: int, shapes: list[Any]) -> list[list[int]]:
     return [[1 if d == dim else n for d, n in enumerate(shape)] for shape in shapes]
 
@@ -111,4 +125,6 @@ RULES: dict[str, Any] = {
     "select": _small(_select),
     **dict.fromkeys(("split", "split_with_sizes", "unbind", "chunk"), _parts),
     "cat": _cat,
+    "index_copy": _index_copy,
+    "spread": _same,
 }

@@ -34,6 +34,7 @@ class ShrinkReport:
         error: largest difference of an output from before, relative to the largest output.
         opaque: modules left whole, and why.
         notes: what else is to be known.
+        hooks: names of the modules that have got forward hooks, by what these do.
     """
 
     layers: list[LayerChange]
@@ -41,6 +42,7 @@ class ShrinkReport:
     error: float
     opaque: dict[str, str]
     notes: list[str]
+    hooks: dict[str, list[str]] = field(default_factory=dict)
 
     @property
     def removed(self) -> int:
@@ -75,6 +77,9 @@ class ShrinkReport:
         ]
         lines += [f"zero but kept, {n}: {reason}" for reason, n in self.kept.most_common()]
         lines += [f"left whole: {reason}" for reason in self.opaque.values()]
+        lines += [
+            f"hooks on {len(names)} layers, each {what}" for what, names in self.hooks.items()
+        ]
         return "\n".join([*lines, *self.notes])
 
 

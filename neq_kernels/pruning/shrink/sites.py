@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from neq_kernels.pruning.shrink.axes import Axes, Axis
+from neq_kernels.pruning.shrink.hooks import CONSTANT_INPUTS, ConstantInputs, is_convolution
 from neq_kernels.pruning.shrink.known import Knowledge
 from neq_kernels.pruning.shrink.known_layers import BATCH_NORMS, taps
 from neq_kernels.pruning.shrink.trace import Call, Graph, Leaf, Value
@@ -25,7 +26,17 @@ class Fold:
     module: nn.Module | None = None
 
 
-@dataclass
+@dataclass(frozen=True)
+class Border:
+    """A convolution to which :class:`neq_kernels.pruning.shrink.hooks.ConstantInputs` can be added.
+    ``present``: the buffer, where it has been."""
+
+    module: nn.Module
+    hook: ConstantInputs
+    present: Leaf | None
+
+
+@dataclass(eq=False)
 class Site:
     """A convolution or a product with a weight.
 
@@ -33,7 +44,7 @@ class Site:
     ``value`` ``[channels]``: which input channels are known to be the same everywhere, or but for a
     border of zeros, and what they are. ``even``: every output sees each input channel through all
     taps, so that a constant input is a constant in the output. ``alone``: nothing else uses the
-    weight, so that it may change.
+    weight, so that it may change. ``border``: the hook that can stand for constants at a border.
     """
 
     call: Call
@@ -50,6 +61,7 @@ class Site:
     even: bool
     fold: Fold | None
     alone: bool
+    border: Border | None = None
 
     @property
     def name(self) -> str:
@@ -61,10 +73,19 @@ class Site:
         return ~self.nonzero.any(2).flatten()
 
     @property
+    def folds(self) -> bool:
+        """Whether constants go into a bias."""
+        return self.even and self.fold is not None
+
+    @property
+    def is_layer(self) -> bool:
+        """Whether it is one of the model's, not of the constants removed before."""
+        return self.weight.owners[0][1] != CONSTANT_INPUTS
+
+    @property
     def free(self) -> Tensor:
-        """``[channels]``: known, and either zero or foldable."""
-        foldable = self.even and self.fold is not None
-        return self.mask & ((self.value == 0) | foldable)
+        """``[channels]``: known, and zero or to be had without the channel."""
+        return self.mask & ((self.value == 0) | self.folds | (self.border is not None))
 
     @property
     def carried(self) -> Tensor:
@@ -103,20 +124,22 @@ class Uses:
         return leaf if self.alone(leaf) else None
 
 
-def find(graph: Graph, understood: list[Call], knowledge: Knowledge, axes: Axes) -> list[Site]:
-    """The sites among the calls ``understood``, in order."""
+def find(
+    graph: Graph, understood: list[Call], knowledge: Knowledge, axes: Axes, hooks: bool
+) -> list[Site]:
+    """The sites among the calls ``understood``, in order; ``hooks``: whether they may be used."""
     uses = Uses(graph)
     found = []
     for call in understood:
         if call.op == "convolution" and call["weight"].leaf is not None:
             if call["groups"] == 1 or not call["transposed"]:
-                found.append(_convolution(call, uses, knowledge, axes))
+                found.append(_convolution(call, uses, knowledge, axes, hooks))
         elif call.op in ("mm", "addmm") and (call["mat2"].leaf or call["mat2"].transposed):
             found.append(_product(call, uses, knowledge, axes))
     return found
 
 
-def _convolution(call: Call, uses: Uses, knowledge: Knowledge, axes: Axes) -> Site:
+def _convolution(call: Call, uses: Uses, knowledge: Knowledge, axes: Axes, hooks: bool) -> Site:
     x, weight = call["input"], call["weight"]
     known = knowledge.of(x).along(1, x.shape[1])
     nonzero, sums = taps(knowledge.of(weight).value, call["groups"], call["transposed"])
@@ -130,8 +153,24 @@ def _convolution(call: Call, uses: Uses, knowledge: Knowledge, axes: Axes) -> Si
         outputs=second if inputs_first else first, inputs=axes[x][1],
         nonzero=nonzero, sums=sums, mask=known[0], framed=known[1], value=known[2].double(),
         even=not inputs_first and not any(call["padding"]), fold=_fold(call, weight.leaf, uses),
-        alone=uses.alone(weight.leaf),
+        alone=uses.alone(weight.leaf), border=_border(call, weight.leaf, uses) if hooks else None,
     )  # fmt: skip
+
+
+def _border(call: Call, weight: Leaf, uses: Uses) -> Border | None:
+    """Only of a layer whose forward is this convolution alone, of the layer's own input."""
+    module, attribute, name = weight.owners[0]
+    if not uses.alone(weight) or not is_convolution(module) or call["groups"] > 1:
+        return None
+    inside = attribute == "weight" and call.module == name.rpartition(".")[0]
+    spans = [d * (k - 1) for d, k in zip(call["dilation"], call["weight"].shape[2:], strict=True)]
+    # padding="same" pads unevenly before it, if it has to.
+    given = module.padding != "same" or all(n % 2 == 0 for n in spans)
+    if not inside or module.padding_mode != "zeros" or not given:
+        return None
+    hook = ConstantInputs(*(tuple(call[n]) for n in ("stride", "padding", "dilation")))
+    present = uses.values.get(id(module._buffers.get(CONSTANT_INPUTS)))
+    return Border(module, hook, present.leaf if present is not None else None)
 
 
 def _product(call: Call, uses: Uses, knowledge: Knowledge, axes: Axes) -> Site:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from neq_kernels.active import ActiveSet
 from neq_kernels.layer import NEqLayer
+from neq_kernels.pruning.shrink.additions import Addition
 from neq_kernels.pruning.shrink.axes import Axes
 from neq_kernels.pruning.shrink.plan import Plan
 from neq_kernels.pruning.shrink.sites import Fold, Site
@@ -95,7 +96,9 @@ class Operation:
         self._undo: list[Callable[[], Any]] = []
 
     @torch.no_grad()
-    def do(self, plan: Plan, sites: list[Site], leaves: dict[Leaf, Cut]) -> None:
+    def do(
+        self, plan: Plan, sites: list[Site], leaves: dict[Leaf, Cut], added: list[Addition]
+    ) -> None:
         """Fold constants, then cut. Folding reads the plan: it is exact only together."""
         for site in sites:
             self._merge(site, plan)
@@ -105,6 +108,8 @@ class Operation:
         for leaf, cut in leaves.items():
             for module, _, _ in leaf.owners:
                 self._resize(module, leaf, cut)
+        for addition in added:
+            self._undo.append(addition.attach())
 
     def undo(self) -> None:
         """Everything as before."""
@@ -131,11 +136,11 @@ class Operation:
 
     def _fold(self, site: Site, plan: Plan) -> None:
         """Add to the bias what the removed constants gave."""
-        gone = site.free & self._removed(site, plan) & (site.value != 0)
+        gone = site.mask & self._removed(site, plan) & (site.value != 0)
         groups, _, inputs = site.sums.shape
         value = torch.where(gone, site.value, 0.0).reshape(groups, 1, inputs)
         delta = (site.sums * value).sum(2).flatten()
-        if site.fold is None or not delta.any():
+        if site.fold is None or not site.folds or not delta.any():
             return
         if site.fold.leaf is None:
             kept = plan.kept(site.outputs, len(delta))
@@ -175,10 +180,15 @@ class Operation:
         self._undo.append(lambda: module.__dict__.update(before))
         module.__dict__.update(_sizes(module, cut))
         if isinstance(module, NEqLayer) and leaf.tensor is module.weight:
-            active, kept = module.active, cut.kept[module._neuron_dim("weight")]
-            if kept is not None:
-                self._undo.append(lambda: module.resize(active))
-                module.resize(ActiveSet.from_mask(active.mask()[kept]))
+            rows = cut.kept[module._neuron_dim("weight")]
+            if rows is not None:
+                chosen, kept = module.chosen, module.kept
+                self._undo.append(lambda: module.resize(chosen, kept))
+                module.resize(_rows(chosen, rows), None if kept is None else _rows(kept, rows))
+
+
+def _rows(neurons: ActiveSet, rows: Tensor) -> ActiveSet:
+    return ActiveSet.from_mask(neurons.mask()[rows])
 
 
 _SIZES = (

@@ -81,13 +81,15 @@ class Call:
 
 @dataclass
 class Graph:
-    """``calls`` in order, the model's parameters and buffers, its inputs and outputs."""
+    """``calls`` in order, the model's parameters and buffers, its inputs and outputs, and which
+    module returned a tensor first."""
 
     calls: list[Call]
     leaves: list[Value]
     inputs: list[Value]
     outputs: list[Value]
     result: Any
+    returned: dict[Value, str]
 
 
 READ = "reads the elements of a tensor in Python"
@@ -115,7 +117,7 @@ def trace(model: nn.Module, example_input: Any) -> Graph:
     with evaluating(model), _modules_named(model, recorder), _SilentReads(recorder), recorder:
         result = call(model, example_input)
     outputs = [recorder.value(t) for t in tree_leaves(result) if isinstance(t, Tensor)]
-    return Graph(recorder.calls, leaves, entered, outputs, result)
+    return Graph(recorder.calls, leaves, entered, outputs, result, recorder.returned)
 
 
 @contextmanager
@@ -145,6 +147,7 @@ class _Recorder(TorchDispatchMode):
         self.calls: list[Call] = []
         self.values: dict[int, Value] = {}
         self.where: list[str] = []
+        self.returned: dict[Value, str] = {}
         self._kept: list[Tensor] = []  # keys are addresses of objects: none may be reused
         self._sharing: dict[int, list[Tensor]] = {}
         self._stale: dict[int, tuple[Value, Value]] = {}
@@ -180,7 +183,9 @@ class _Recorder(TorchDispatchMode):
     def leave(self, output: Any) -> None:
         """The innermost module is done. What it read goes on where it returns numbers."""
         inside = tuple(self.where)
-        self.where.pop()
+        name = self.where.pop()
+        if isinstance(output, Tensor) and id(output) not in self._stale:
+            self.returned.setdefault(self.value(output), name)
         if any(isinstance(leaf, bool | int | float) for leaf in tree_leaves(output)):
             for call in [c for c in self.calls if c.reads_value and c.where == inside]:
                 self.calls.append(Call(READ, None, call.args, [], tuple(self.where)))

@@ -6,7 +6,7 @@
 
 #include "neq/neq.h"
 
-namespace neq::depthwise {
+namespace neq {
 
 // One spatial dimension: output p reads input p * stride + r * dilation - padding with weight r.
 struct Axis {
@@ -51,4 +51,4 @@ neq_status understand(const neq_tensor* dy, const neq_tensor* x, int64_t width,
                       const neq_window* window, const neq_tensor* dw, Groups groups,
                       Convolution* convolution) noexcept;
 
-}  // namespace neq::depthwise
+}  // namespace neq

@@ -4,7 +4,7 @@
 // its rows, dy has zeros. Rows share their zeros with the next one, planes with the next sample,
 // so that planes smaller than a vector fill vectors too. A stride splits x into phases: tiles of
 // their own for columns 0, 2, 4, ... and 1, 3, 5, ..., likewise for rows.
-#include "depthwise_wgrad_planes.h"
+#include "depthwise_wgrad_staged.h"
 
 #include <cstring>
 #include <numeric>
@@ -15,11 +15,10 @@ namespace {
 constexpr int64_t kTileScalars = 6 << 10;  // with which x and dy stay in the first cache
 constexpr int64_t kMaxTileScalars = int64_t{1} << 26;
 constexpr int64_t kMaxColumns = 1024;
-constexpr int64_t kMaxTasks = 64;
 constexpr int64_t kMinTaskScalars = 16 << 10;
 constexpr int64_t kPrefetchBytes = 4096;
 
-using Side = PlanePlan::Side;
+using Side = StagedPlan::Side;
 
 // Of the taps r with the same remainder of r * dilation modulo stride: `offset` is that remainder.
 int64_t phase_offset(const Axis& axis, int64_t phase) noexcept {
@@ -61,6 +60,14 @@ Side cut(const Axis& axis, int64_t longest) noexcept {
   return side;
 }
 
+const StagedKernels& best_kernels(neq_dtype dtype) noexcept {
+#if defined(__x86_64__)
+  if (neq_cpu_isa() >= NEQ_ISA_AVX512) return avx512_staged(dtype);
+  if (neq_cpu_isa() >= NEQ_ISA_AVX2) return avx2_staged(dtype);
+#endif
+  return scalar_staged(dtype);
+}
+
 // How many rows fit, at the least as many as would be read again for the next band.
 int64_t rows_per_tile(const Convolution& c, const Side& columns) noexcept {
   const Side rows = cut(c.axis[0], c.axis[0].out);
@@ -76,7 +83,7 @@ struct Units {
   int64_t origin[2];
 };
 
-Units units_at(const PlanePlan& plan, int64_t tile) noexcept {
+Units units_at(const StagedPlan& plan, int64_t tile) noexcept {
   const int64_t columns = plan.side[1].bands;
   const int64_t bands = plan.side[0].bands * columns;
   const int64_t sample = tile * plan.units / bands;
@@ -94,7 +101,7 @@ struct Tile {
 };
 
 template <class Scalar>
-Tile<Scalar> tile_at(const PlanePlan& plan, char* memory) noexcept {
+Tile<Scalar> tile_at(const StagedPlan& plan, char* memory) noexcept {
   auto* scalars = reinterpret_cast<Scalar*>(memory + plan.sums_bytes);
   return {reinterpret_cast<double*>(memory), scalars, scalars + plan.dy_plane};
 }
@@ -105,7 +112,7 @@ void zero(Scalar* from, Scalar* to) noexcept {
 }
 
 template <class Scalar>
-void stage_x(const PlanePlan& plan, const Units& units, const char* x, Scalar* target) noexcept {
+void stage_x(const StagedPlan& plan, const Units& units, const char* x, Scalar* target) noexcept {
   const Convolution& c = *plan.convolution;
   const int64_t pitch = plan.side[1].pitch;
   const int64_t unit = plan.side[0].pitch * pitch;
@@ -122,21 +129,17 @@ void stage_x(const PlanePlan& plan, const Units& units, const char* x, Scalar* t
       zero(target, first);
       const int64_t offset =
           units.sample * c.x.batch + rows.start * c.x.axis[0] + columns.start * c.x.axis[1];
-      plan.kernels->stage(
+      plan.staging->copy(
           first, {unit, pitch, pitch - columns.length, unit - rows.length * pitch},
-          {x + offset * plan.element,
-           {c.x.batch, c.axis[0].stride * c.x.axis[0], c.axis[1].stride * c.x.axis[1]},
-           units.count,
-           rows.length,
-           columns.length,
-           plan.x_end});
+          {x + offset * plan.element, c.x.batch, c.axis[0].stride * c.x.axis[0],
+           c.axis[1].stride * c.x.axis[1], units.count, rows.length, columns.length, plan.x_memory.end});
       zero(target + units.count * unit, end);
     }
   }
 }
 
 template <class Scalar>
-void stage_dy(const PlanePlan& plan, const Units& units, const char* dy, Scalar* target) noexcept {
+void stage_dy(const StagedPlan& plan, const Units& units, const char* dy, Scalar* target) noexcept {
   const Convolution& c = *plan.convolution;
   const int64_t pitch = plan.side[1].pitch;
   const int64_t unit = plan.side[0].pitch * pitch;
@@ -144,13 +147,9 @@ void stage_dy(const PlanePlan& plan, const Units& units, const char* dy, Scalar*
   const int64_t columns = std::min(plan.side[1].band, c.axis[1].out - units.origin[1]);
   const int64_t offset =
       units.sample * c.dy.batch + units.origin[0] * c.dy.axis[0] + units.origin[1] * c.dy.axis[1];
-  plan.kernels->stage(target, {unit, pitch, pitch - columns, unit - rows * pitch},
-                      {dy + offset * plan.element,
-                       {c.dy.batch, c.dy.axis[0], c.dy.axis[1]},
-                       units.count,
-                       rows,
-                       columns,
-                       plan.dy_end});
+  plan.staging->copy(target, {unit, pitch, pitch - columns, unit - rows * pitch},
+                     {dy + offset * plan.element, c.dy.batch, c.dy.axis[0], c.dy.axis[1],
+                      units.count, rows, columns, plan.dy_memory.end});
   zero(target + units.count * unit, target + plan.dy_plane);
 }
 
@@ -171,16 +170,16 @@ void stage_dy(const PlanePlan& plan, const Units& units, const char* dy, Scalar*
 }
 
 template <class Scalar>
-void correlate(const PlanePlan& plan, const Tile<Scalar>& tile, int64_t length) noexcept {
+void correlate(const StagedPlan& plan, const Tile<Scalar>& tile, int64_t length) noexcept {
   const Convolution& c = *plan.convolution;
   const int64_t lanes = plan.kernels->lanes;
   const int64_t taps = c.taps();
   const int64_t vectors = divide_up(length, lanes);
-  const int64_t chunks = divide_up(taps, kMaxTaps);
+  const int64_t chunks = divide_up(taps, kStagedTaps);
   for (int64_t chunk = 0; chunk < chunks; ++chunk) {
     const int64_t from = block_start(chunk, chunks, taps);
     const int64_t to = block_start(chunk + 1, chunks, taps);
-    const Scalar* at[kMaxTaps] = {};
+    const Scalar* at[kStagedTaps] = {};
     for (int64_t tap = from; tap < to; ++tap) {
       const int64_t r = tap / c.axis[1].kernel;
       const int64_t s = tap % c.axis[1].kernel;
@@ -189,12 +188,12 @@ void correlate(const PlanePlan& plan, const Tile<Scalar>& tile, int64_t length) 
                        r * c.axis[0].dilation / c.axis[0].stride * plan.side[1].pitch +
                        s * c.axis[1].dilation / c.axis[1].stride;
     }
-    for (int64_t vector = 0; vector < vectors; vector += kMaxWalk) {
-      const void* x[kMaxTaps];
+    for (int64_t vector = 0; vector < vectors; vector += kStagedVectors) {
+      const void* x[kStagedTaps];
       for (int64_t tap = 0; tap < to - from; ++tap) x[tap] = at[tap] + vector * lanes;
-      const Walk walk = {1, 1, std::min(kMaxWalk, vectors - vector), {0, 0, lanes}, {0, 0, lanes}};
       plan.kernels->correlate(tile.sums + from * lanes, chunk ? nullptr : tile.sums + taps * lanes,
-                              tile.dy + vector * lanes, x, to - from, walk);
+                              tile.dy + vector * lanes, x, to - from,
+                              std::min(kStagedVectors, vectors - vector));
     }
   }
 }
@@ -205,14 +204,14 @@ struct Channel {
   const char* x;
 };
 
-Channel channel_of(const PlanePlan& plan, int64_t item) noexcept {
+Channel channel_of(const StagedPlan& plan, int64_t item) noexcept {
   const Convolution& c = *plan.convolution;
   const int64_t channel = plan.index[item % plan.count];
   return {plan.dy + channel * c.dy.channel * plan.element,
           plan.x + channel / c.multiplier * c.x.channel * plan.element};
 }
 
-[[gnu::always_inline]] inline void prefetch(const PlanePlan& plan, const Channel& channel,
+[[gnu::always_inline]] inline void prefetch(const StagedPlan& plan, const Channel& channel,
                                             int64_t tile) noexcept {
   const Convolution& c = *plan.convolution;
   const Units units = units_at(plan, tile);
@@ -221,7 +220,7 @@ Channel channel_of(const PlanePlan& plan, int64_t item) noexcept {
 }
 
 template <class Scalar>
-void sum_tile(const PlanePlan& plan, const Tile<Scalar>& tile, const Channel& channel,
+void sum_tile(const StagedPlan& plan, const Tile<Scalar>& tile, const Channel& channel,
               int64_t ordinal) noexcept {
   const Units units = units_at(plan, ordinal);
   stage_dy(plan, units, channel.dy, tile.dy);
@@ -230,7 +229,7 @@ void sum_tile(const PlanePlan& plan, const Tile<Scalar>& tile, const Channel& ch
 }
 
 template <class Scalar>
-void run(const PlanePlan& plan, int64_t task, char* memory) noexcept {
+void run_tasks(const StagedPlan& plan, int64_t task, char* memory) noexcept {
   const Tile<Scalar> tile = tile_at<Scalar>(plan, memory);
   const int64_t lanes = plan.kernels->lanes;
   const int64_t sums = plan.convolution->taps() + 1;
@@ -238,8 +237,8 @@ void run(const PlanePlan& plan, int64_t task, char* memory) noexcept {
   const int64_t last = block_start(task + 1, plan.tasks, items);
   for (int64_t item = block_start(task, plan.tasks, items); item < last; ++item) {
     const int64_t block = item / plan.count;
-    const int64_t start = block_start(block, plan.blocks, plan.tiles);
-    const int64_t end = block_start(block + 1, plan.blocks, plan.tiles);
+    const int64_t start = block_start(block, plan.blocks, plan.tile_count);
+    const int64_t end = block_start(block + 1, plan.blocks, plan.tile_count);
     const Channel channel = channel_of(plan, item);
     zero(tile.sums, tile.sums + sums * lanes);
     for (int64_t t = start; t < end; ++t) {
@@ -260,21 +259,20 @@ void run(const PlanePlan& plan, int64_t task, char* memory) noexcept {
 
 }  // namespace
 
-bool plan_planes(const Convolution& c, const Kernels& kernels, int64_t width,
-                 PlanePlan* plan) noexcept {
-  plan->convolution = &c;
-  plan->kernels = &kernels;
-  plan->count = width;
-  plan->element = element_bytes(c.dtype);
-  plan->scalar = c.dtype == NEQ_F64 ? 8 : 4;
+bool StagedPlan::prepare(const Convolution& c, int64_t width) noexcept {
+  start(c, width);
+  kernels = &best_kernels(c.dtype);
+  staging = &staging::best_kernels(c.dtype);
+  vectors = width;
+  lanes = 1;
   const auto reach = [](const Axis& axis) {
     return (axis.kernel - 1) * axis.dilation / axis.stride;
   };
   if (std::max(reach(c.axis[0]), reach(c.axis[1])) > kMaxTileScalars) return false;
-  plan->side[1] = cut(c.axis[1], kMaxColumns);
-  plan->side[0] = cut(c.axis[0], rows_per_tile(c, plan->side[1]));
-  const Side& rows = plan->side[0];
-  const Side& columns = plan->side[1];
+  side[1] = cut(c.axis[1], kMaxColumns);
+  side[0] = cut(c.axis[0], rows_per_tile(c, side[1]));
+  const Side& rows = side[0];
+  const Side& columns = side[1];
 
   const int64_t phases = rows.phases * columns.phases;
   const int64_t all_units = c.batch * rows.bands * columns.bands;
@@ -282,14 +280,14 @@ bool plan_planes(const Convolution& c, const Kernels& kernels, int64_t width,
                       static_cast<double>(columns.pitch + columns.reach) *
                       static_cast<double>(phases + 1);
   if (tile > static_cast<double>(kMaxTileScalars)) return false;
-  const int64_t plane = rows.pitch * columns.pitch;
-  plan->units = 1;
+  const int64_t unit = rows.pitch * columns.pitch;
+  units = 1;
   if (rows.bands * columns.bands == 1) {
-    plan->units = std::clamp<int64_t>(kTileScalars / (plane * (phases + 1)), 1,
+    units = std::clamp<int64_t>(kTileScalars / (unit * (phases + 1)), 1,
                                       std::max<int64_t>(c.batch, 1));
   }
-  plan->tiles = divide_up(all_units, plan->units);
-  const int64_t length = plan->units * plane;
+  tile_count = divide_up(all_units, units);
+  const int64_t length = units * unit;
   // Behind the last unit: what taps reach beyond it, or zeros that padding in front has shifted
   // there, the rest of a vector, and of a staged row.
   const auto beyond = [](const Axis& axis, const Side& side) {
@@ -297,24 +295,24 @@ bool plan_planes(const Convolution& c, const Kernels& kernels, int64_t width,
     return std::max(side.reach, std::min(lead, side.band + side.reach));
   };
   const int64_t behind = (beyond(c.axis[0], rows) + 1) * columns.pitch + beyond(c.axis[1], columns);
-  plan->dy_plane = round_up(length, kMaxLanes) + kMaxLanes;
-  plan->plane = round_up(length + behind + kMaxLanes, kMaxLanes) + kMaxLanes;
-  plan->sums_bytes = round_up((c.taps() + 1) * kernels.lanes * 8, kCacheLine);
-  plan->tile_bytes = plan->sums_bytes +
-                     round_up((plan->dy_plane + phases * plan->plane) * plan->scalar, kCacheLine);
+  dy_plane = round_up(length, staging::kMaxLanes) + staging::kMaxLanes;
+  plane = round_up(length + behind + staging::kMaxLanes, staging::kMaxLanes) + staging::kMaxLanes;
+  sums_bytes = round_up((c.taps() + 1) * kernels->lanes * 8, kCacheLine);
+  tile_bytes = sums_bytes +
+                     round_up((dy_plane + phases * plane) * scalar, kCacheLine);
   // Blocks of tiles only where the channels alone leave threads without work.
   const int64_t channels = std::max<int64_t>(width, 1);
-  plan->blocks = std::clamp<int64_t>(kMaxTasks / channels, 1, std::max<int64_t>(plan->tiles, 1));
-  const double work = static_cast<double>(channels * plan->tiles) * static_cast<double>(length);
+  blocks = std::clamp<int64_t>(kMaxTasks / channels, 1, std::max<int64_t>(tile_count, 1));
+  const double work = static_cast<double>(channels * tile_count) * static_cast<double>(length);
   const auto worth = static_cast<int64_t>(std::min(work / kMinTaskScalars, 64.0));
-  plan->tasks = std::max<int64_t>(
-      1, std::min({worth, kMaxTasks, channels * plan->blocks, kScratchBytes / plan->tile_bytes}));
+  tasks = std::max<int64_t>(
+      1, std::min({worth, kMaxTasks, channels * blocks, kScratchBytes / tile_bytes}));
   return true;
 }
 
-void run_planes(const PlanePlan& plan, int64_t task, char* tile) noexcept {
-  if (plan.scalar == 8) return run<double>(plan, task, tile);
-  run<float>(plan, task, tile);
+void StagedPlan::run(int64_t task, char* tile) const noexcept {
+  if (scalar == 8) return run_tasks<double>(*this, task, tile);
+  run_tasks<float>(*this, task, tile);
 }
 
 }  // namespace neq::depthwise

@@ -1,11 +1,11 @@
-#include "depthwise_convolution.h"
+#include "convolution.h"
 
 #include <algorithm>
 
 #include "status.h"
 #include "tensor.h"
 
-namespace neq::depthwise {
+namespace neq {
 namespace {
 
 constexpr int64_t kMaxTaps = 1 << 24;
@@ -166,4 +166,4 @@ neq_status understand(const neq_tensor* dy, const neq_tensor* x, int64_t width,
   return NEQ_OK;
 }
 
-}  // namespace neq::depthwise
+}  // namespace neq

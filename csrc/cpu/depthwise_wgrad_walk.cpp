@@ -1,0 +1,35 @@
+#include "depthwise_wgrad_walk.h"
+
+#include <algorithm>
+
+#include "tensor.h"
+
+namespace neq::depthwise {
+
+Meeting Meeting::of(const Axis& axis, int64_t output, int64_t tap, int64_t step) noexcept {
+  const int64_t origin = output * axis.stride + tap * axis.dilation - axis.padding;
+  const int64_t begin = origin < 0 ? divide_up(-origin, step) : 0;
+  const int64_t first = origin + begin * step;
+  if (first >= axis.in) return {begin, 0, 0};
+  return {begin, divide_up(axis.in - first, step), first};
+}
+
+TapChunks TapChunks::of(const Axis& axis, int64_t most) noexcept {
+  const int64_t chunks = divide_up(axis.kernel, most);
+  return {axis.kernel, chunks};
+}
+
+Along Along::of(const Axis& axis) noexcept {
+  const bool several = axis.kernel > 1 && axis.dilation == 1 && axis.stride <= 2;
+  return {several ? kMaxAlong : 1, several ? 1 : axis.stride, several ? axis.stride : 1};
+}
+
+const WalkKernels& best_walks(neq_dtype dtype) noexcept {
+#if defined(__x86_64__)
+  if (neq_cpu_isa() >= NEQ_ISA_AVX512) return avx512_walks(dtype);
+  if (neq_cpu_isa() >= NEQ_ISA_AVX2) return avx2_walks(dtype);
+#endif
+  return scalar_walks(dtype);
+}
+
+}  // namespace neq::depthwise
