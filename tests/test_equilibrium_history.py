@@ -8,6 +8,7 @@ from equilibrium_net import frozen, make
 
 import neq_kernels as neq
 from neq_kernels.equilibrium.epoch import EDGES
+from neq_kernels.equilibrium.picture import panels_of
 
 PNG = b"\x89PNG"
 
@@ -107,6 +108,18 @@ def test_the_picture(tmp_path):
             tracker.history[epoch].values["accuracy"] = 0.1 * epoch
         tracker.history.plot(tmp_path / "plain.png")
         assert (tmp_path / "plain.png").read_bytes().startswith(PNG)
+
+
+def test_times_share_a_panel(tmp_path):
+    assert panels_of(["backward_ms", "top1", "predicted_ms", "loss"]) == [
+        ["top1"], ["loss"], ["backward_ms", "predicted_ms"],
+    ]  # fmt: skip
+    assert panels_of(["top1"]) == [["top1"]]
+    _, tracker = trained()
+    for epoch in tracker.history:
+        epoch.values.update(backward_ms=2.0, predicted_ms=1.0, top1=0.5)
+    tracker.history.plot(tmp_path / "both.png")
+    assert (tmp_path / "both.png").read_bytes().startswith(PNG)
 
 
 def test_no_picture_of_nothing(tmp_path):

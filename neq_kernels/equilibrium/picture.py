@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import cycle, pairwise
 from os import PathLike
 from typing import Any
 
 from .epoch import EDGES, Epoch
 from .report import LayerRow
 
-BLUE, ORANGE = "#0072B2", "#D55E00"
+BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#666666"
 MOST_NAMES = 30
 
 
@@ -23,14 +23,14 @@ def draw(history: Sequence[Epoch], path: str | PathLike[str]) -> None:
     compared = [epoch for epoch in history if epoch.epoch > 0]
     if not compared:
         raise ValueError("plot: expected an update after training, got none; call update() first")
-    noted = list(dict.fromkeys(name for epoch in history for name in epoch.values))
+    noted = panels_of(list(dict.fromkeys(name for epoch in history for name in epoch.values)))
     figure = Figure(figsize=(9, 8 + 2.2 * len(noted)), layout="constrained")
     heights = [4.0, 2.2, *([1.6] * len(noted))]
     panels = figure.subplots(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
     _heat_map(panels[0], compared)
     _velocities(panels[1], compared[-1], EDGES.tolist())
-    for panel, name in zip(panels[2:], noted, strict=True):
-        _values(panel, history, name)
+    for panel, names in zip(panels[2:], noted, strict=True):
+        _values(panel, history, names)
     figure.savefig(path, dpi=150)
 
 
@@ -70,10 +70,19 @@ def _velocities(panel: Any, epoch: Epoch, edges: list[float]) -> None:
     panel.spines[["top", "right"]].set_visible(False)
 
 
-def _values(panel: Any, history: Sequence[Epoch], name: str) -> None:
-    points = [(epoch.epoch, epoch.values[name]) for epoch in history if name in epoch.values]
-    panel.plot(*zip(*points, strict=True), color=BLUE, marker="o", markersize=3)
-    panel.set_ylabel(name)
+def panels_of(names: Sequence[str]) -> list[list[str]]:
+    """Which noted numbers share a panel: milliseconds, to be compared; each other has its own."""
+    times = [name for name in names if name.endswith("_ms")]
+    return [[name] for name in names if name not in times] + ([times] if times else [])
+
+
+def _values(panel: Any, history: Sequence[Epoch], names: Sequence[str]) -> None:
+    for name, color in zip(names, cycle((BLUE, ORANGE, GREY))):
+        points = [(epoch.epoch, epoch.values[name]) for epoch in history if name in epoch.values]
+        panel.plot(*zip(*points, strict=True), color=color, marker="o", markersize=3, label=name)
+    if len(names) > 1:
+        panel.legend(frameon=False)
+    panel.set_ylabel(names[0] if len(names) == 1 else "ms")
     panel.set_xlabel("epoch")
     panel.set_xlim(min(history[0].epoch, 0), history[-1].epoch + 0.5)
     panel.xaxis.get_major_locator().set_params(integer=True)
