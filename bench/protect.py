@@ -1,8 +1,9 @@
 """What protect costs: python -m bench.protect
 
-As a share of the demo's training step: ResNet-32 on 32x32 images. Each optimizer step that is timed follows a forward and a backward pass,
-so that it finds the caches as training leaves them. The bare optimizer runs twice, as two
-providers, so that the difference between those two shows what this machine can tell apart.
+As a share of the demo's training step: ResNet-32 on 32x32 images. Each optimizer step that is timed
+follows a forward and a backward pass, so that it finds the caches as training leaves them. The bare
+optimizer runs twice, as two providers, so that the difference between those two shows what this
+machine can tell apart.
 
 And beside the bare step of large networks (``--large``), where nothing else is timed: torch's fused
 and foreach steps without and with protect, the cache cold, as in bench/row_optimizers.py; RMSprop

@@ -1,7 +1,7 @@
 """neq.optim sorts parameters into operator calls once: when the sorting has to be done again.
 
-Each change is made between steps of one optimizer, and of torch's own under protect, which copies
-rows here and so has no such calls; their steps stay equal.
+Each change is made between steps of one optimizer, and of torch's own under a protect that copies
+rows and looks everything up at each step; their steps stay equal.
 """
 
 import copy
@@ -25,13 +25,14 @@ class Pair:
             ours(name, self.models[0], **options),
             theirs(name, self.models[1], **options),
         )
-        neq.protect(self.optimizers[1], self.models[1])
+        self.protection = neq.protect(self.optimizers[1], self.models[1])
         self.seed = 0
 
     def __iter__(self):
         return iter(zip(self.models, self.optimizers, strict=True))
 
     def step(self, missing=(), channels_last=False, change=lambda model: None):
+        self.protection._plan = None
         with neq.backends.use("torch"):
             self._step(1, missing, channels_last, change)
         self._step(0, missing, channels_last, change)
@@ -220,6 +221,13 @@ def test_options(pair):
             optimizer.param_groups[0].update(copy.deepcopy(change))
         pair.step()
         pair.step()
+
+
+def test_only_the_first_gradient_is_not_dampened():
+    pair = Pair("SGD", dampening=0.3)
+    for _ in range(3):
+        pair.step()
+    pair.settle()
 
 
 def test_momentum_where_there_was_none():
