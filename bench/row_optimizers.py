@@ -128,6 +128,7 @@ def dense_noise(kind: str, seconds: float, device: str) -> float:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--quick", action="store_true", help="64 MiB of one kind of layer")
+    parser.add_argument("--optimizers", nargs="+", choices=MOVED, default=list(MOVED))
     parser.add_argument("--seconds", type=float, default=2.0, help="per optimizer, kind and share")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--output", type=Path, help="CSV file (bench/results/... by default)")
@@ -143,7 +144,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         cases += [(f"all of {name}", NETWORKS[name].make) for name in WHOLE]
     print(noise_verdict(dense_noise(kinds[0], arguments.seconds, arguments.device)))
     rows = []
-    for name, (geometry, make) in tqdm(list(product(MOVED, cases)), disable=None):
+    for name, (geometry, make) in tqdm(list(product(arguments.optimizers, cases)), disable=None):
         torch.manual_seed(0)
         model = prepare(make(), arguments.device)
         measured = measure(name, model, geometry, arguments.seconds, arguments.device)
