@@ -69,8 +69,8 @@ struct Batch {
   int64_t elements = 0;
 };
 
-// The start of a run, which the processor takes about 200 ns to follow by itself. To ask for more of
-// it holds up the loads of the run before: half as fast in rows of 4 KiB.
+// The start of a run, which the processor takes about 200 ns to follow by itself. To ask for more
+// of it holds up the loads of the run before: half as fast in rows of 4 KiB.
 [[gnu::always_inline]] inline void prefetch(const Job& job, const Run& run) noexcept {
   const int64_t bytes = std::min(kPrefetchBytes, run.elements * job.element);
   for (int t = 0; t < job.tensors; ++t) {
