@@ -151,7 +151,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.set_flush_denormal(True)
     rows = []
     for network in arguments.large:
-        for share in arguments.frozen:
+        # A network frozen whole has no gradient: there is nothing to step.
+        for share in (share for share in arguments.frozen if share < 1):
             rows += measure_large(network, share, arguments.seconds, arguments.device)
             print(f"{table(rows[-2 * len(STEPS) :])}\n", flush=True)
     for name in arguments.optimizers:
