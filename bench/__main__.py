@@ -37,7 +37,7 @@ SUITE: tuple[tuple[Main, bool, tuple[str, ...]], ...] = (
     (compact.main, True, ("--seconds", "0.05")),
     (layers.main, True, ("--quick", "--seconds", "0.1")),
     (overhead.main, True, ("--seconds", "2")),
-    (protect.main, True, ("--seconds", "2", "--frozen", "0.5", "--batch", "32")),
+    (protect.main, True, ("--seconds", "2", "--frozen", "0.5", "--batch", "32", "--large")),
     (row_optimizers.main, True, ("--quick", "--seconds", "0.1")),
     (never_slower.main, False, ("--quick", "--seconds", "0.1")),
     (sizes.main, False, ("--quick",)),

@@ -5,9 +5,10 @@ import pytest
 import torch
 
 import neq_kernels as neq
-from bench import harness, layers, overhead, row_optimizers
+from bench import harness, layers, overhead, protect, row_optimizers
 from bench.cases import CASES, Case, conv, linear
 from bench.harness import Provider, Row, Timing, interleave, noise, noise_verdict
+from bench.models import Network
 
 
 class Clock:
@@ -250,16 +251,31 @@ def test_overhead_measures_three_models(tmp_path):
 
 
 @pytest.mark.parametrize("name", row_optimizers.MOVED)
-def test_optimizers_are_measured_at_every_share(name, monkeypatch):
-    monkeypatch.setitem(row_optimizers.KINDS, "small", lambda: torch.nn.Linear(8, 20))
-    rows = row_optimizers.measure(name, "small", 0, 0.0, "cpu")
+def test_optimizers_are_measured_at_every_share(name):
+    model = row_optimizers.prepare(torch.nn.Sequential(torch.nn.Linear(8, 20)), "cpu")
+    rows = row_optimizers.measure(name, model, "small", 0.0, "cpu")
     assert {row.active for row in rows} == set(row_optimizers.SHARES)
-    assert [row.provider for row in rows[:3]] == [
+    assert [row.provider for row in rows[:5]] == [
         "torch, fused",
         "torch, fused, protect",
+        "torch, foreach",
+        "torch, foreach, protect",
         "neq.optim",
     ]
     ours = rows[-1]
     assert ours.ceiling_ms == pytest.approx(0.1 * ours.dense_ms)
     moved = row_optimizers.MOVED[name] * 4 * (8 * 20 + 20) * 0.1
     assert ours.gb_s == pytest.approx(moved / ours.ms / 1e6)
+
+
+def test_protect_is_measured_on_whole_networks(monkeypatch):
+    net = Network(
+        "net", lambda: torch.nn.Sequential(torch.nn.Linear(8, 20)), None, None, ("tokens",), 0.8
+    )
+    monkeypatch.setitem(protect.NETWORKS, "net", net)
+    rows = protect.measure_large("net", 0.5, 0.0, "cpu")
+    assert [row.provider for row in rows[:2]] == ["SGD, fused", "SGD, fused, protect"]
+    assert len(rows) == 2 * len(protect.STEPS) == 10
+    for bare, guarded in zip(rows[::2], rows[1::2], strict=True):
+        assert guarded.dense_ms == bare.ms == bare.dense_ms
+        assert guarded.speedup == pytest.approx(bare.ms / guarded.ms)

@@ -14,7 +14,7 @@ constexpr int64_t kPiece = 8192;  // elements
 constexpr int64_t kGrain = 4;     // pieces worth a thread of its own
 constexpr int64_t kBatchRuns = 32;
 constexpr int64_t kBatchElements = 512;
-constexpr int64_t kPrefetchBytes = 4096;
+constexpr int64_t kPrefetchBytes = 1024;
 constexpr int64_t kGapBytes = 4096;
 constexpr int64_t kLineBytes = 64;
 
@@ -69,7 +69,8 @@ struct Batch {
   int64_t elements = 0;
 };
 
-// All of a run: the processor takes about 200 ns before it follows a stream by itself.
+// The start of a run, which the processor takes about 200 ns to follow by itself. To ask for more
+// of it holds up the loads of the run before: half as fast in rows of 4 KiB.
 [[gnu::always_inline]] inline void prefetch(const Job& job, const Run& run) noexcept {
   const int64_t bytes = std::min(kPrefetchBytes, run.elements * job.element);
   for (int t = 0; t < job.tensors; ++t) {
