@@ -18,7 +18,14 @@ from neq_kernels.active import Lists
 from neq_kernels.kernels import common, conv_depthwise, conv_dgrad
 from neq_kernels.kernels import conv_wgrad as wgrad
 from neq_kernels.kernels.common import Launch, on_device_of, remembered, width_of
-from neq_kernels.kernels.configuration import KERNEL, PACK_KERNELS, Configuration, Product, cost
+from neq_kernels.kernels.configuration import (
+    KERNEL,
+    PACK_KERNELS,
+    WIDE,
+    Configuration,
+    Product,
+    cost,
+)
 from neq_kernels.kernels.conv_shape import (
     Shape,
     check,
@@ -158,8 +165,8 @@ def form_of(
     if linear and not dgrad and linear_arithmetic == arithmetic:
         return "linear", shape
     walk = wgrad.walk_of(dy, x, shape, packed=False)
-    gathered = wgrad.product_of(shape, width, walk, arithmetic, dy.element_size())
-    product = replace(gathered, gathered=False)
+    gathered = wgrad.product_of(dy, x, shape, width, walk, arithmetic)
+    product = replace(gathered, row_load=WIDE)
     saved = cost(gathered, configuration_for(gathered, device), device)
     saved -= cost(product, configuration_for(product, device), device)
     better = saved * (2 if dgrad else 1) > packing(shape, width, dy.element_size(), device)
@@ -178,7 +185,7 @@ def wgrad_choice(
     """How dW's kernel walks over dY as ``form`` has it, its product, and the configuration of
     least predicted cost."""
     walk = wgrad.walk_of(dy, x, shape, form == "packed")
-    product = wgrad.product_of(shape, width, walk, arithmetic, dy.element_size())
+    product = wgrad.product_of(dy, x, shape, width, walk, arithmetic)
     return walk, product, configuration_for(product, device)
 
 
@@ -204,7 +211,7 @@ def _dgrad_plan(
     if form == "depthwise":
         return conv_depthwise.dgrad_plan(dy, weight, dx, shape, width)
     walk = conv_dgrad.walk_of(dy, weight, dx, shape, form == "packed")
-    product = conv_dgrad.product_of(shape, width, walk, arithmetic, dy.element_size())
+    product = conv_dgrad.product_of(dy, weight, shape, width, walk, arithmetic)
     return conv_dgrad.plan(
         dy, weight, dx, shape, width, walk, configuration or configuration_for(product, device),
         packed=form == "packed", arithmetic=arithmetic,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
@@ -16,6 +16,7 @@ class Device:
 
     Attributes:
         capability: compute capability.
+        clock: cycles per nanosecond.
         processors: streaming multiprocessors.
         shared: bytes of shared memory one program may have.
         flops: floating-point operations per nanosecond of one multiprocessor, by arithmetic:
@@ -25,6 +26,7 @@ class Device:
     """
 
     capability: tuple[int, int]
+    clock: float
     processors: int
     shared: int
     flops: dict[str, float]
@@ -42,7 +44,7 @@ def _device(
     rates = (clock * flops for flops in per_clock)
     arithmetics = ("half", "tf32", "ieee")
     return Device(
-        capability, processors, shared_kib << 10, dict(zip(arithmetics, rates, strict=True)),
+        capability, clock, processors, shared_kib << 10, dict(zip(arithmetics, rates, strict=True)),
         bandwidth, clock * cache,
     )  # fmt: skip
 
@@ -69,9 +71,8 @@ def _describe(index: int) -> Device:
     capability = (properties.major, properties.minor)
     like = nearest(capability)
     shared = getattr(properties, "shared_memory_per_block_optin", like.shared)
-    return Device(
-        capability, properties.multi_processor_count, shared, like.flops, like.bandwidth, like.cache
-    )
+    processors = properties.multi_processor_count
+    return replace(like, capability=capability, processors=processors, shared=shared)
 
 
 def nearest(capability: tuple[int, int]) -> Device:

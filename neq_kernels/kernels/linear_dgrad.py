@@ -21,13 +21,20 @@ from neq_kernels.kernels.common import (
     check,
     dot,
     far,
+    load_of,
+    load_of_packed,
     on_device_of,
     packing_bytes,
     remembered,
-    vectors,
     width_of,
 )
-from neq_kernels.kernels.configuration import Configuration, Product, cheaper_form, choose
+from neq_kernels.kernels.configuration import (
+    WIDE,
+    Configuration,
+    Product,
+    cheaper_form,
+    choose,
+)
 from neq_kernels.kernels.device import Device, device_of
 from neq_kernels.reference import Pack, as_rows, pack_channels
 
@@ -170,8 +177,8 @@ def product(dy: Tensor, rows: Tensor, width: int, arithmetic: str, form: str) ->
     return Product(
         arithmetic, dy.element_size(), rows=dy.shape[0], columns=rows.shape[1],
         depth=width, splittable=False,
-        gathered=not vectors(dy, 0) if form == "gathered" else width % 8 != 0,
-        scattered=not vectors(rows, 1) and not _packs(rows, width),
+        row_load=load_of(dy, 0) if form == "gathered" else load_of_packed(width),
+        column_load=WIDE if _packs(rows, width) else load_of(rows, 1),
     )  # fmt: skip
 
 
