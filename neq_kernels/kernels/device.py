@@ -59,10 +59,13 @@ B200 = _device((10, 0), 148, 227, 1.85, (8192, 4096, 256), 8000, 40)
 RTX_5090 = _device((12, 0), 170, 99, 2.41, (512, 256, 256), 1792, 32)
 KNOWN = (A100, RTX_3090, RTX_4090, H200, B200, RTX_5090)
 
+# Settled when triton is imported, which comes first where a kernel is called.
+_INTERPRETED = interpreted()
+
 
 def device_of(tensor: torch.Tensor) -> Device:
     """The GPU that holds ``tensor``; for an interpreted kernel, an H200 stands in."""
-    return H200 if interpreted() else _describe(tensor.get_device())
+    return H200 if _INTERPRETED else _describe(tensor.get_device())
 
 
 @cache

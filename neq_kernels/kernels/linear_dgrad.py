@@ -190,10 +190,11 @@ def _packs(rows: Tensor, width: int) -> bool:
 @remembered
 def plan(
     dy: Tensor, rows: Tensor, size: int, width: int, gather_weight: bool, form: str,
-    arithmetic: str, configuration: Configuration, device: Device,
+    arithmetic: str, configuration: Configuration | None, device: Device,
 ) -> Launch | None:  # fmt: skip
     """How to launch the kernel on ``dy`` in the ``form`` it is in, and on the weight's ``rows``
     ``[O, I]``, or packed ones unless ``gather_weight``."""
+    configuration = configuration or choose(product(dy, rows, width, arithmetic, form), device)
     tile, tokens, fan_in = configuration.tile, dy.shape[0], rows.shape[1]
     aligned = 8 if width % 8 == 0 else 1
     programs = triton.cdiv(tokens, tile.rows) * triton.cdiv(fan_in, tile.columns)
@@ -211,13 +212,6 @@ def plan(
     ))  # fmt: skip
 
 
-@remembered
-def _configuration(
-    dy: Tensor, rows: Tensor, width: int, form: str, arithmetic: str, device: Device
-) -> Configuration:
-    return choose(product(dy, rows, width, arithmetic, form), device)
-
-
 def launch(
     dy: Tensor, weight: Tensor, lists: Lists, columns: bool, form: str, pack: Pack,
     configuration: Configuration | None = None,
@@ -225,7 +219,6 @@ def launch(
     """dX ``[tokens, I]`` from ``dy`` in the ``form`` it is in: ``[tokens, O]``, or packed."""
     width, way, device = width_of(lists), arithmetic(dy.dtype), device_of(dy)
     rows = weight_rows(weight, columns)
-    configuration = configuration or _configuration(dy, rows, width, form, way, device)
     gather_weight = not _packs(rows, width)
     if not gather_weight:
         rows = pack(rows.t(), lists.padded[:width], width, 1, False)[0].t()
