@@ -8,6 +8,8 @@ import pytest
 from neq_kernels.kernels import configuration as c
 from neq_kernels.kernels.device import A100, B200, H200, KNOWN, RTX_3090, Device, nearest
 
+LOADS = (c.WIDE, c.BESIDE, c.APART)
+
 
 def half(rows, columns, depth, **options):
     return c.Product("half", 2, rows, columns, depth, **options)
@@ -26,14 +28,14 @@ PRODUCTS = [
 @pytest.mark.parametrize("device", KNOWN, ids=lambda d: f"sm_{d.capability[0]}{d.capability[1]}")
 def test_what_is_chosen_fits_the_device(device):
     for product in PRODUCTS:
-        for gathered in (False, True):
-            for scattered in (False, True):
-                one = replace(product, gathered=gathered, scattered=scattered)
+        for rows in LOADS:
+            for columns in LOADS:
+                one = replace(product, row_load=rows, column_load=columns)
                 tile = c.choose(one, device).tile
                 assert tile.shared(one.itemsize) <= device.shared
                 assert tile.least <= device.capability
-                assert tile.gathers or not gathered
-                assert tile.scatters or not scattered
+                assert tile.gathers or rows is c.WIDE
+                assert tile.scatters or columns is c.WIDE
 
 
 @pytest.mark.parametrize("device", [A100, H200, B200], ids=["A100", "H200", "B200"])
@@ -74,15 +76,15 @@ def test_gathering_is_dearer_where_it_loads_single_elements():
     for product in PRODUCTS:
         for tile in c.TILES[product.arithmetic]:
             configuration = c.Configuration(tile)
-            apart = c.cost(replace(product, gathered=True), configuration, H200)
-            assert apart >= c.cost(product, configuration, H200)
+            times = [c.cost(replace(product, row_load=load), configuration, H200) for load in LOADS]
+            assert times == sorted(times)
 
 
 def test_packing_is_for_what_repays_it():
     small, large = half(16, 64, 256), half(1024, 4096, 16384)
     for product, size, expected in ((small, 64, "gathered"), (large, 4096, "packed")):
         moved = product.depth * (product.rows + size) * 2
-        gathered = replace(product, gathered=True)
+        gathered = replace(product, row_load=c.APART)
         assert c.cheaper_form((gathered,), (product,), moved, H200) == expected
     assert c.cheaper_form((large,), (large,), 1, H200) == "gathered"
 
@@ -125,8 +127,19 @@ def test_spans_cover_the_sum_in_whole_steps(split):
         assert math.ceil(depth / span) <= split
 
 
+def test_instructions_bound_what_loads_single_elements():
+    """A program alone: its threads' own steps, and 8 instructions for each element of one side."""
+    tile = c.Tile(64, 64, 64, 4, 3)
+    product = half(64, 64, 640, row_load=c.BESIDE)
+    issued = 128 * c.STEP_INSTRUCTIONS + 64 * 64 * (8 + 1)
+    assert c.instructions(product, tile) == issued
+    step = issued / (128 * H200.clock * c.REACHED)
+    expected = 10 * (step + c.STEP) + c.PROGRAM
+    assert c.cost(product, c.Configuration(tile), H200) == pytest.approx(expected)
+
+
 def test_nothing_fits_a_device_without_shared_memory():
-    poor = Device((9, 0), 1, 1 << 10, H200.flops, 1.0, 1.0)
+    poor = Device((9, 0), 1.0, 1, 1 << 10, H200.flops, 1.0, 1.0)
     with pytest.raises(ValueError, match="device: expected one whose programs have shared memory"):
         c.choose(half(64, 64, 64), poor)
 

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from neq_kernels.active import Lists, bucket
 from neq_kernels.kernels import DTYPES, interpreted
+from neq_kernels.kernels.configuration import APART, BESIDE, WIDE, Load
 
 # tl.dot's input_precision for each arithmetic; it has no say in 16-bit products.
 PRECISION = {"half": "tf32", "tf32": "tf32", "ieee": "ieee"}
@@ -123,6 +124,18 @@ def vectors(matrix: Tensor, axis: int) -> bool:
         and matrix.shape[axis] % 16 == 0
         and matrix.data_ptr() % 16 == 0
     )
+
+
+def load_of(matrix: Tensor, axis: int) -> Load:
+    """How ``matrix`` is loaded, whose elements are side by side along ``axis`` if anywhere."""
+    if vectors(matrix, axis):
+        return WIDE
+    return BESIDE if matrix.stride(axis) == 1 else APART
+
+
+def load_of_packed(width: int) -> Load:
+    """How a packed dY of ``width`` channels is."""
+    return WIDE if width % 8 == 0 else BESIDE
 
 
 def width_of(lists: Lists) -> int:

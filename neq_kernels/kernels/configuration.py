@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 from neq_kernels.kernels.device import Device
 
@@ -62,15 +63,14 @@ TILES: dict[str, tuple[Tile, ...]] = {
     ),
     # Twice the bytes per term: half the depth.
     "tf32": (
-        Tile(16, 128, 64, 4, 3, registers=224),
+        Tile(16, 128, 64, 4, 3, scatters=False, registers=224),
         Tile(32, 128, 32, 4, 4, registers=224),
         Tile(64, 128, 32, 4, 3, gathers=False, scatters=False, registers=224),
-        Tile(128, 128, 32, 8, 3, registers=255),
+        Tile(128, 128, 32, 8, 3, scatters=False, registers=255),
     ),
     # No tensor cores: outputs are registers, a thread multiplies them itself.
     "ieee": (
         Tile(16, 64, 32, 4, 3, registers=168),
-        Tile(32, 64, 32, 4, 3, gathers=False, registers=168),
         Tile(64, 64, 16, 4, 3, gathers=False, registers=224),
     ),
 }
@@ -84,8 +84,29 @@ _BARRIERS = 4608
 REACHED = 0.75
 # index_select and masked_fill; the native kernel is one.
 PACK_KERNELS = 2
-# Loading single elements keeps the load units busy as loading sixteen bytes does.
-GATHER_BYTES = 16
+# Instructions that a thread issues in a step besides those of its loads: where the step is, and
+# where it ends. Counted in machine code for sm_90, like those of a Load.
+STEP_INSTRUCTIONS = 100
+# What a multiprocessor issues in a cycle: one instruction to each of four warps.
+ISSUED = 128
+
+
+class Load(NamedTuple):
+    """How an operand comes from memory.
+
+    Attributes:
+        instructions: that a thread issues for an element: for its address, its mask and its way to
+            shared memory. 16 bytes that come at a time share theirs.
+        fetched: bytes that come from the cache with an element, unless just its own.
+    """
+
+    instructions: int
+    fetched: int = 0
+
+
+# Sixteen bytes at a time; single elements side by side, as in planes read at a shift; and apart,
+# each in a sector of 32 bytes that is shared with a neighbour more often than not.
+WIDE, BESIDE, APART = Load(1), Load(8), Load(8, 16)
 
 
 @dataclass(frozen=True)
@@ -97,8 +118,7 @@ class Product:
         itemsize: bytes of an element of the operands.
         rows, columns, depth: of one product.
         batch: how many such products there are, as in the groups of a convolution.
-        gathered, scattered: whether the rows' operand, or the columns', is loaded one element at a
-            time: its elements lie apart in memory, or where 16 bytes never start evenly.
+        row_load, column_load: how the rows' operand and the columns' are loaded.
         splittable: whether partial sums have a second kernel that adds them.
         read: bytes of the operands in memory; 0 for two plain matrices. An implicit product, such
             as a convolution, reads fewer than it multiplies.
@@ -110,10 +130,20 @@ class Product:
     columns: int
     depth: int
     batch: int = 1
-    gathered: bool = False
-    scattered: bool = False
+    row_load: Load = WIDE
+    column_load: Load = WIDE
     splittable: bool = True
     read: int = 0
+
+    @property
+    def gathered(self) -> bool:
+        """Whether the rows' operand is loaded one element at a time."""
+        return self.row_load is not WIDE
+
+    @property
+    def scattered(self) -> bool:
+        """Whether the columns' operand is."""
+        return self.column_load is not WIDE
 
 
 @dataclass(frozen=True)
@@ -199,15 +229,23 @@ def cheaper_form(
 
 
 def _step(product: Product, tile: Tile, device: Device) -> float:
-    """Nanoseconds of one step of a program that has its multiprocessor to itself."""
+    """Nanoseconds of one step of a program that has its multiprocessor to itself: arithmetic, bytes
+    from the cache or instructions issued, whichever takes longest."""
     flops = 2 * tile.rows * tile.columns * tile.depth
     # From Hopper on, tensor cores want 64 rows; fewer go through the older, slower instructions.
     older = 0.5 if tile.rows < 64 and device.capability >= HOPPER else 1.0
     arithmetic = flops / (device.flops[product.arithmetic] * REACHED * older)
-    row_bytes = GATHER_BYTES if product.gathered else product.itemsize
-    column_bytes = GATHER_BYTES if product.scattered else product.itemsize
-    loaded = tile.depth * (tile.rows * row_bytes + tile.columns * column_bytes)
-    return max(arithmetic, loaded / device.cache)
+    sides = ((tile.rows, product.row_load), (tile.columns, product.column_load))
+    loaded = sum(side * (load.fetched or product.itemsize) for side, load in sides)
+    issued = instructions(product, tile) / (ISSUED * device.clock * REACHED)
+    return max(arithmetic, tile.depth * loaded / device.cache, issued)
+
+
+def instructions(product: Product, tile: Tile) -> int:
+    """What all threads of a program issue in one step."""
+    rows, columns = product.row_load.instructions, product.column_load.instructions
+    loads = tile.depth * (tile.rows * rows + tile.columns * columns)
+    return 32 * tile.warps * STEP_INSTRUCTIONS + loads
 
 
 def _resident(tile: Tile, itemsize: int, device: Device) -> int:

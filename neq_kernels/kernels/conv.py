@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,7 +19,14 @@ from neq_kernels.active import Lists
 from neq_kernels.kernels import common, conv_depthwise, conv_dgrad
 from neq_kernels.kernels import conv_wgrad as wgrad
 from neq_kernels.kernels.common import Launch, on_device_of, remembered, width_of
-from neq_kernels.kernels.configuration import KERNEL, PACK_KERNELS, Configuration, Product, cost
+from neq_kernels.kernels.configuration import (
+    KERNEL,
+    PACK_KERNELS,
+    WIDE,
+    Configuration,
+    Product,
+    cost,
+)
 from neq_kernels.kernels.conv_shape import (
     Shape,
     check,
@@ -103,35 +111,61 @@ def _gradients(
         )  # fmt: skip
         dx = None if dx is None else dx.squeeze(2)
         return dx, with_strides(dw.squeeze(2), weight), db
-    width, way, device = width_of(lists), arithmetic(dy.dtype), device_of(dy)
-    form, shape = form_of(
-        dy, x, weight, lists.padded, width, tuple(map(tuple, window)), groups, dgrad,
-        way, common.arithmetic(dy.dtype), device, options.form,
+    width, full, device = width_of(lists), lists.is_full, device_of(dy)
+    way = arithmetic(dy.dtype)
+    form, shape, launches = _plans(
+        dy, x, weight, lists.padded, width, full, bias, tuple(map(tuple, window)), groups, dgrad,
+        way, common.arithmetic(dy.dtype), device, options.form, options.configuration,
     )  # fmt: skip
-    if form == "packed":
+    if launches is None:
         dy, _ = pack(dy, lists.padded[:width], width, 1, False)
-    chosen = (shape, width, form, way, options.configuration, device)
-    dx = None
-    if dgrad:
-        dx = torch.empty_like(x, dtype=dy.dtype)
-        launch = _dgrad_plan(dy, weight, dx, *chosen)
-        if launch:
-            with on_device_of(dy):
-                launch(dy=dy, weight=weight, index=lists.padded, dx=dx)
+        launches = _packed_launches(
+            dy, x, weight, full, bias, dgrad, shape, width, form, way, device, options.configuration
+        )
+    dx = torch.empty_like(x, dtype=dy.dtype) if dgrad else None
+    if launches.dgrad:
+        with on_device_of(dy):
+            launches.dgrad(dy=dy, weight=weight, index=lists.padded, dx=dx)
     if form == "linear":
         return dx, *_linear(dy, x, weight, lists, bias, pack, options)
     dtype = options.dtype or dy.dtype
     dw = dy.new_empty((shape.size, shape.fan_in), dtype=dtype)
     db = dy.new_empty(shape.size if bias else 0, dtype=dtype)
-    plan = _wgrad_plan(dy, x, weight, lists.is_full, bias, *chosen)
+    assert launches.wgrad is not None
     run = conv_depthwise.wgrad if form == "depthwise" else wgrad.run
-    run(plan, dy, x, lists.padded, dw, db if bias else None)
+    run(launches.wgrad, dy, x, lists.padded, dw, db if bias else None)
     if weight.is_contiguous() or taps_first(weight):
         return dx, dw.as_strided(weight.shape, weight.stride()), db
     return dx, with_strides(dw.view(weight.shape), weight), db
 
 
+class Launches(NamedTuple):
+    """How to launch both kernels; a linear layer's own launcher plans its wgrad."""
+
+    dgrad: Launch | None
+    wgrad: wgrad.Plan | None
+
+
 @remembered
+def _plans(
+    dy: Tensor, x: Tensor, weight: Tensor, index: Tensor, width: int, full: bool, bias: bool,
+    window: tuple[tuple[int, ...], ...], groups: int, dgrad: bool,
+    arithmetic: str, linear_arithmetic: str, device: Device,
+    form: str | None, configuration: Configuration | None,
+) -> tuple[str, Shape, Launches | None]:  # fmt: skip
+    """Form and sizes of a call, and its launches unless dY has to be packed first."""
+    form, shape = form_of(
+        dy, x, weight, index, width, window, groups, dgrad, arithmetic, linear_arithmetic, device,
+        form,
+    )  # fmt: skip
+    if form == "packed":
+        return form, shape, None
+    launches = _launches(
+        dy, x, weight, full, bias, dgrad, shape, width, form, arithmetic, device, configuration
+    )
+    return form, shape, launches
+
+
 def form_of(
     dy: Tensor, x: Tensor, weight: Tensor, index: Tensor, width: int,
     window: tuple[tuple[int, ...], ...], groups: int, dgrad: bool,
@@ -158,8 +192,8 @@ def form_of(
     if linear and not dgrad and linear_arithmetic == arithmetic:
         return "linear", shape
     walk = wgrad.walk_of(dy, x, shape, packed=False)
-    gathered = wgrad.product_of(shape, width, walk, arithmetic, dy.element_size())
-    product = replace(gathered, gathered=False)
+    gathered = wgrad.product_of(dy, x, shape, width, walk, arithmetic)
+    product = replace(gathered, row_load=WIDE)
     saved = cost(gathered, configuration_for(gathered, device), device)
     saved -= cost(product, configuration_for(product, device), device)
     better = saved * (2 if dgrad else 1) > packing(shape, width, dy.element_size(), device)
@@ -178,37 +212,41 @@ def wgrad_choice(
     """How dW's kernel walks over dY as ``form`` has it, its product, and the configuration of
     least predicted cost."""
     walk = wgrad.walk_of(dy, x, shape, form == "packed")
-    product = wgrad.product_of(shape, width, walk, arithmetic, dy.element_size())
+    product = wgrad.product_of(dy, x, shape, width, walk, arithmetic)
     return walk, product, configuration_for(product, device)
 
 
-@remembered
-def _wgrad_plan(
-    dy: Tensor, x: Tensor, weight: Tensor, full: bool, bias: bool, shape: Shape, width: int,
-    form: str, arithmetic: str, configuration: Configuration | None, device: Device,
-) -> wgrad.Plan:  # fmt: skip
+def _launches(
+    dy: Tensor, x: Tensor, weight: Tensor, full: bool, bias: bool, dgrad: bool, shape: Shape,
+    width: int, form: str, arithmetic: str, device: Device, configuration: Configuration | None,
+) -> Launches:  # fmt: skip
+    """The plans for dY as ``form`` has it."""
+    dx = torch.empty_like(x, device="meta") if dgrad else None
     if form == "depthwise":
-        return conv_depthwise.wgrad_plan(dy, x, shape, width, bias, device)
-    walk, _, best = wgrad_choice(dy, x, shape, width, form, arithmetic, device)
-    return wgrad.plan(
-        dy, x, shape, width, full, bias, walk, configuration or best,
-        packed=form == "packed", last=taps_first(weight), arithmetic=arithmetic,
-    )  # fmt: skip
+        return Launches(
+            None if dx is None else conv_depthwise.dgrad_plan(dy, weight, dx, shape, width),
+            conv_depthwise.wgrad_plan(dy, x, shape, width, bias, device),
+        )
+    packed = form == "packed"
+    launch = sums = None
+    if dx is not None:
+        reach = conv_dgrad.walk_of(dy, weight, dx, shape, packed)
+        product = conv_dgrad.product_of(dy, weight, shape, width, reach, arithmetic)
+        launch = conv_dgrad.plan(
+            dy, weight, dx, shape, width, reach,
+            configuration or configuration_for(product, device),
+            packed=packed, arithmetic=arithmetic,
+        )  # fmt: skip
+    if form != "linear":
+        walk, _, best = wgrad_choice(dy, x, shape, width, form, arithmetic, device)
+        sums = wgrad.plan(
+            dy, x, shape, width, full, bias, walk, configuration or best,
+            packed=packed, last=taps_first(weight), arithmetic=arithmetic,
+        )  # fmt: skip
+    return Launches(launch, sums)
 
 
-@remembered
-def _dgrad_plan(
-    dy: Tensor, weight: Tensor, dx: Tensor, shape: Shape, width: int, form: str,
-    arithmetic: str, configuration: Configuration | None, device: Device,
-) -> Launch | None:  # fmt: skip
-    if form == "depthwise":
-        return conv_depthwise.dgrad_plan(dy, weight, dx, shape, width)
-    walk = conv_dgrad.walk_of(dy, weight, dx, shape, form == "packed")
-    product = conv_dgrad.product_of(shape, width, walk, arithmetic, dy.element_size())
-    return conv_dgrad.plan(
-        dy, weight, dx, shape, width, walk, configuration or configuration_for(product, device),
-        packed=form == "packed", arithmetic=arithmetic,
-    )  # fmt: skip
+_packed_launches = remembered(_launches)
 
 
 def _linear(

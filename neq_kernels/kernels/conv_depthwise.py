@@ -20,7 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from neq_kernels.kernels.common import Launch, find, on_device_of, spread
-from neq_kernels.kernels.conv_positions import offsets, positions
+from neq_kernels.kernels.conv_positions import extended, offsets, positions, reciprocals, within
 from neq_kernels.kernels.conv_shape import Shape
 from neq_kernels.kernels.conv_wgrad import Plan
 from neq_kernels.kernels.device import Device
@@ -54,23 +54,26 @@ def depthwise_wgrad_kernel(
     tap = tl.program_id(2) * TAPS + tl.arange(0, TAPS)
     r, s = tap // KERNEL_W, tap % KERNEL_W
     real = (tap < KERNEL_H * KERNEL_W)[:, None] & active[None, :]
-    dy += channel.to(tl.int64) * dy_c
+    dy_c_at = extended(channel, LONG) * dy_c
     down, right = r * DILATION_H - PADDING_H, s * DILATION_W - PADDING_W
-    x += (down.to(tl.int64) * x_h + right.to(tl.int64) * x_w)[:, None] + (
-        (channel // group_out).to(tl.int64) * x_c
-    )[None, :]
+    x_strides = x_n, x_h, x_w
+    tap_at = offsets((0, down, right, 0), x_strides, False, LONG)
+    x_c_at = tap_at[:, None] + (extended(channel // group_out, LONG) * x_c)[None, :]
     products = tl.zeros((DEPTH, TAPS, CHANNELS), tl.float32)
     sums = tl.zeros((DEPTH, CHANNELS), tl.float32)
+    output = out_h, out_w
+    inverses = reciprocals(output, False, 1, DEPTH)
     for step in range(tl.program_id(1) * span, (tl.program_id(1) + 1) * span):
-        image, p, q, place, inside = positions(step, images, out_h, out_w, LONG, False, 1, DEPTH)
-        dy_at = offsets(image, p, q, place, dy_n, dy_h, dy_w, False)
-        x_at = offsets(image, p * STRIDE_H, q * STRIDE_W, place, x_n, x_h, x_w, False)
-        h = (p * STRIDE_H)[:, None] + down[None, :]
-        w = (q * STRIDE_W)[:, None] + right[None, :]
-        hit = inside[:, None] & (h >= 0) & (h < in_h) & (w >= 0) & (w < in_w)
-        a = tl.load(dy[None, :] + dy_at[:, None], mask=inside[:, None] & active[None, :], other=0)
+        at, inside = positions(step, images, output, inverses, LONG, False, 1, DEPTH)
+        image, p, q, place = at
+        h, w = p * STRIDE_H, q * STRIDE_W
+        dy_at = offsets(at, (dy_n, dy_h, dy_w), False, LONG)[:, None] + dy_c_at[None, :]
+        x_at = offsets((image, h, w, place), x_strides, False, LONG)[:, None, None]
+        hit = inside[:, None] & within(h[:, None] + down[None, :], in_h)
+        hit &= within(w[:, None] + right[None, :], in_w)
+        a = tl.load(dy + dy_at, mask=inside[:, None] & active[None, :], other=0)
         b = tl.load(
-            x[None, :, :] + x_at[:, None, None], mask=hit[:, :, None] & real[None, :, :], other=0
+            x + (x_at + x_c_at[None, :, :]), mask=hit[:, :, None] & real[None, :, :], other=0
         )
         a = a.to(tl.float32)
         products += a[:, None, :] * b.to(tl.float32)
@@ -94,9 +97,10 @@ def depthwise_dgrad_kernel(
     LONG: tl.constexpr, POSITIONS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """A program owns a block of positions (first axis) of a block of channels (second axis)."""
-    image, h, w, place, inside = positions(
-        tl.program_id(0), images, in_h, in_w, LONG, False, 1, POSITIONS
-    )  # fmt: skip
+    size = in_h, in_w
+    inverses = reciprocals(size, False, 1, POSITIONS)
+    here, inside = positions(tl.program_id(0), images, size, inverses, LONG, False, 1, POSITIONS)
+    image, h, w, place = here
     c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     total = tl.zeros((POSITIONS, CHANNELS), tl.float32)
     for m in range(group_out):
@@ -108,20 +112,18 @@ def depthwise_dgrad_kernel(
             p, q = above // STRIDE_H, left // STRIDE_W
             hit = inside & (above >= 0) & (p < out_h) & (left >= 0) & (q < out_w)
             hit &= (above % STRIDE_H == 0) & (left % STRIDE_W == 0)
-            at = offsets(image, p, q, place, dy_n, dy_h, dy_w, False)
-            source = dy + at[:, None] + (channel.to(tl.int64) * dy_c)[None, :]
-            a = tl.load(source, mask=hit[:, None] & (c < channels)[None, :], other=0)
-            at = (
-                channel.to(tl.int64) * w_o + tl.cast(r, tl.int64) * w_r + tl.cast(s, tl.int64) * w_s
-            )
-            b = tl.load(weight + at, mask=active & (c < channels), other=0)
+            dy_at = offsets((image, p, q, place), (dy_n, dy_h, dy_w), False, LONG)[:, None]
+            dy_at += (extended(channel, LONG) * dy_c)[None, :]
+            a = tl.load(dy + dy_at, mask=hit[:, None] & (c < channels)[None, :], other=0)
+            w_at = extended(channel, LONG) * w_o + extended(r, LONG) * w_r + extended(s, LONG) * w_s
+            b = tl.load(weight + w_at, mask=active & (c < channels), other=0)
             # A mask that does not depend on the list keeps loads wide; frozen dY may be anything.
             a = tl.where(active[None, :], a.to(tl.float32), 0)
             total += a * b.to(tl.float32)[None, :]
-    at = offsets(image, h, w, place, dx_n, dx_h, dx_w, False)
-    to = dx + at[:, None] + (c.to(tl.int64) * dx_c)[None, :]
+    dx_at = offsets(here, (dx_n, dx_h, dx_w), False, LONG)[:, None]
+    dx_at += (extended(c, LONG) * dx_c)[None, :]
     mask = inside[:, None] & (c < channels)[None, :]
-    tl.store(to, total.to(dx.dtype.element_ty), mask=mask)
+    tl.store(dx + dx_at, total.to(dx.dtype.element_ty), mask=mask)
 
 
 class Block(NamedTuple):
@@ -150,7 +152,7 @@ def wgrad_plan(dy: Tensor, x: Tensor, shape: Shape, width: int, bias: bool, devi
         width=width, span=span,
         dy_n=dy.stride(0), dy_c=dy.stride(1), dy_h=dy.stride(2), dy_w=dy.stride(3),
         x_n=x.stride(0), x_c=x.stride(1), x_h=x.stride(2), x_w=x.stride(3),
-        **shape.window(), **block._asdict(), BIAS=bias, LONG=shape.long,
+        **shape.window(), **block._asdict(), BIAS=bias, LONG=shape.long(dy, x),
     ))  # fmt: skip
     return Plan(launch if blocks else None, (split, width, shape.taps), (split, width))
 
@@ -182,7 +184,8 @@ def dgrad_plan(dy: Tensor, weight: Tensor, dx: Tensor, shape: Shape, width: int)
         dy_n=dy.stride(0), dy_c=dy.stride(1), dy_h=dy.stride(2), dy_w=dy.stride(3),
         dx_n=dx.stride(0), dx_c=dx.stride(1), dx_h=dx.stride(2), dx_w=dx.stride(3),
         w_o=weight.stride(0), w_r=weight.stride(2), w_s=weight.stride(3),
-        **shape.window(), LONG=shape.long, POSITIONS=_OUTPUTS // channels, CHANNELS=channels,
+        **shape.window(), LONG=shape.long(dy, weight, dx),
+        POSITIONS=_OUTPUTS // channels, CHANNELS=channels,
     ))  # fmt: skip
 
 

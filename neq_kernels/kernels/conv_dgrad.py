@@ -21,8 +21,8 @@ from torch import Tensor
 
 from neq_kernels.kernels.common import PRECISION, Launch, dot, find
 from neq_kernels.kernels.configuration import Configuration, Product
-from neq_kernels.kernels.conv_positions import SIZES
-from neq_kernels.kernels.conv_shape import WIDE_BYTES, Shape, dense_planes, unit
+from neq_kernels.kernels.conv_positions import SIZES, extended, offsets, within
+from neq_kernels.kernels.conv_shape import Shape, dense_planes, load_of, unit
 
 
 @triton.jit
@@ -85,7 +85,7 @@ def conv_dgrad_kernel(
     if PLANE:
         plane = in_h * in_w // DY_UNIT * DY_UNIT
         blocks = tl.cdiv(plane, ROWS)
-        image = tl.cast(block // blocks, tl.int64)
+        image = block // blocks
         place = (block % blocks) * ROWS + lane
         h, w = place // in_w, place % in_w
         inside = place < plane
@@ -93,7 +93,7 @@ def conv_dgrad_kernel(
         many_h = tl.maximum(tl.cdiv(in_h - phase_h, STRIDE_H), 1)
         many_w = tl.maximum(tl.cdiv(in_w - phase_w, STRIDE_W), 1)
         row = tl.cast(block, tl.int64) * ROWS + lane if LONG else block * ROWS + lane
-        image = (row // (many_h * many_w)).to(tl.int64)
+        image = row // (many_h * many_w)
         place = (row % (many_h * many_w)).to(tl.int32)
         h = phase_h + STRIDE_H * (place // many_w)
         w = phase_w + STRIDE_W * (place % many_w)
@@ -106,7 +106,7 @@ def conv_dgrad_kernel(
     first_s, many_s = _taps(phase_w + PADDING_W, KERNEL_W, STRIDE_W, DILATION_W, EVERY_W)
     blocks_of_channels = tl.cdiv(end - begin, DEPTH)
     acc = tl.zeros((ROWS, COLUMNS), tl.float32)
-    w_columns = weight + column.to(tl.int64)[None, :] * w_c
+    w_column = extended(column, LONG) * w_c
     for step in range(many_r * many_s * blocks_of_channels):
         tap = step // blocks_of_channels
         r = first_r + tap // many_s * EVERY_H
@@ -114,33 +114,23 @@ def conv_dgrad_kernel(
         i = begin + (step % blocks_of_channels) * DEPTH + tl.arange(0, DEPTH)
         channel = tl.load(index + i, mask=i < end, other=-1)
         active = channel >= 0
-        if PLANE:
-            hit = inside
-            dy_at = image * dy_n + place * dy_w
-        else:
-            # Exact for the taps of this phase; elsewhere rounding is of no matter.
-            p = (h + PADDING_H - r * DILATION_H) // STRIDE_H
-            q = (w + PADDING_W - s * DILATION_W) // STRIDE_W
-            hit = inside & (p >= 0) & (p < out_h) & (q >= 0) & (q < out_w)
-            dy_at = image * dy_n + p.to(tl.int64) * dy_h + q.to(tl.int64) * dy_w
+        # Exact for the taps of this phase; elsewhere rounding is of no matter.
+        p = (h + PADDING_H - r * DILATION_H) // STRIDE_H
+        q = (w + PADDING_W - s * DILATION_W) // STRIDE_W
+        hit = inside if PLANE else inside & within(p, out_h) & within(q, out_w)
+        dy_at = offsets((image, p, q, place), (dy_n, dy_h, dy_w), PLANE, LONG)
         # Padding of packed rows holds zeros, and masks must not depend on the list: wide loads.
         dy_mask = active if GATHER or GROUPED else i < end
-        source = (channel if GATHER else i).to(tl.int64) * dy_c
-        a = tl.load(
-            dy + dy_at[:, None] + source[None, :], mask=hit[:, None] & dy_mask[None, :], other=0
-        )
-        w_at = channel.to(tl.int64) * w_o + r.to(tl.int64) * w_r + s.to(tl.int64) * w_s
-        b = tl.load(w_columns + w_at[:, None], mask=active[:, None] & column_mask[None, :], other=0)
+        dy_at = dy_at[:, None] + (extended(channel if GATHER else i, LONG) * dy_c)[None, :]
+        a = tl.load(dy + dy_at, mask=hit[:, None] & dy_mask[None, :], other=0)
+        w_row = extended(channel, LONG) * w_o + extended(r, LONG) * w_r + extended(s, LONG) * w_s
+        w_at = w_row[:, None] + w_column[None, :]
+        b = tl.load(weight + w_at, mask=active[:, None] & column_mask[None, :], other=0)
         acc = dot(a, b, acc, PRECISION)
-    if PLANE:
-        dx_at = image * dx_n + place * dx_w
-    else:
-        dx_at = image * dx_n + h.to(tl.int64) * dx_h + w.to(tl.int64) * dx_w
-    to = (tl.cast(group, tl.int64) * group_in + column) * dx_c
-    tl.store(
-        dx + dx_at[:, None] + to[None, :], acc.to(dx.dtype.element_ty),
-        mask=inside[:, None] & column_mask[None, :],
-    )  # fmt: skip
+    dx_at = offsets((image, h, w, place), (dx_n, dx_h, dx_w), PLANE, LONG)[:, None]
+    dx_at += (extended(group * group_in + column, LONG) * dx_c)[None, :]
+    mask = inside[:, None] & column_mask[None, :]
+    tl.store(dx + dx_at, acc.to(dx.dtype.element_ty), mask=mask)
 
 
 class Walk(NamedTuple):
@@ -164,13 +154,15 @@ def walk_of(dy: Tensor, weight: Tensor, dx: Tensor, shape: Shape, packed: bool) 
     # A group's channels begin anywhere among the packed ones.
     run = dy.shape[1] if packed and shape.groups == 1 else 1
     dx_unit, w_unit = unit(dx, shape.group_in, plane), unit(weight, shape.group_in, False)
-    return Walk(plane, shape.long, unit(dy, run, plane), dx_unit, w_unit)
+    return Walk(plane, shape.long(dy, weight, dx), unit(dy, run, plane), dx_unit, w_unit)
 
 
-def product_of(shape: Shape, width: int, walk: Walk, arithmetic: str, itemsize: int) -> Product:
+def product_of(
+    dy: Tensor, weight: Tensor, shape: Shape, width: int, walk: Walk, arithmetic: str
+) -> Product:
     """The product that the kernel computes, as the cost function sees it: one per group and phase.
     Active channels are taken to be spread evenly over the groups, taps over the phases."""
-    phases = shape.stride[0] * shape.stride[1]
+    phases, itemsize = shape.stride[0] * shape.stride[1], dy.element_size()
     inputs = shape.images * shape.input[0] * shape.input[1]
     return Product(
         arithmetic,
@@ -179,8 +171,8 @@ def product_of(shape: Shape, width: int, walk: Walk, arithmetic: str, itemsize: 
         columns=shape.group_in,
         depth=max(-(-width // shape.groups) * shape.taps // phases, 1),
         batch=shape.groups * phases,
-        gathered=walk.units[0] * itemsize < WIDE_BYTES,
-        scattered=walk.units[1] * itemsize < WIDE_BYTES,
+        row_load=load_of(dy, walk.units[0]),
+        column_load=load_of(weight, walk.units[1]),
         splittable=False,
         read=(shape.positions * width + width * shape.fan_in) * itemsize,
     )

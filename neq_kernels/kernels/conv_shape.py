@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from neq_kernels.kernels import DTYPES
+from neq_kernels.kernels.configuration import APART, BESIDE, WIDE, Load
 
 # Elements of the widest access, 16 bytes of the narrowest dtype.
 _WIDEST = 8
 _INT32 = 2**31 - 2**16
 # Bytes of a load from which on it counts as wide.
-WIDE_BYTES = 8
+_WIDE_BYTES = 8
 
 
 @dataclass(frozen=True)
@@ -58,11 +59,17 @@ class Shape:
     def depthwise(self) -> bool:
         return self.group_in == 1 and self.groups > 1
 
-    @property
-    def long(self) -> bool:
-        """Whether positions are too many for 32-bit arithmetic."""
+    def long(self, *operands: Tensor) -> bool:
+        """Whether positions or weights are too many for 32-bit arithmetic, or elements of an
+        operand, its padding included, 2^31 elements apart or more."""
         plane = max(self.input[0] * self.input[1], self.output[0] * self.output[1])
-        return self.images * plane > _INT32
+        many = max(self.images * plane, self.size * self.fan_in)
+        return many > _INT32 or any(map(self._reaches, operands))
+
+    def _reaches(self, operand: Tensor) -> bool:
+        around = (0, 0, *(2 * p + s for p, s in zip(self.padding, self.stride, strict=True)))
+        reach = zip(operand.shape, around, operand.stride(), strict=True)
+        return sum((size + more) * abs(step) for size, more, step in reach) > _INT32
 
     def window(self) -> dict[str, int]:
         """The window as the kernels' constants."""
@@ -161,6 +168,13 @@ def unit(tensor: Tensor, channels: int, planes: bool) -> int:
         return 1
     run, across = (tensor.shape[2] * tensor.shape[3], (0, 1)) if planes else (channels, (0, 2, 3))
     return gcd(_WIDEST, run, *(tensor.stride(d) for d in across if tensor.shape[d] > 1))
+
+
+def load_of(operand: Tensor, unit: int) -> Load:
+    """How ``operand`` is loaded, ``unit`` elements at a time."""
+    if unit * operand.element_size() >= _WIDE_BYTES:
+        return WIDE
+    return APART if operand.stride(1) == 1 and operand.stride(3) != 1 else BESIDE
 
 
 def taps_first(weight: Tensor) -> bool:

@@ -28,94 +28,105 @@ import triton.language as tl
 from torch import Tensor
 
 from neq_kernels.kernels.common import PRECISION, Launch, dot, find, on_device_of, spread
-from neq_kernels.kernels.configuration import Configuration, Product, Tile
-from neq_kernels.kernels.conv_positions import SIZES, offsets, positions, steps_of
-from neq_kernels.kernels.conv_shape import WIDE_BYTES, Shape, dense_planes, unit
+from neq_kernels.kernels.configuration import Configuration, Load, Product, Tile
+from neq_kernels.kernels.conv_positions import (
+    SIZES,
+    extended,
+    offsets,
+    positions,
+    reciprocals,
+    steps_of,
+    within,
+)
+from neq_kernels.kernels.conv_shape import Shape, dense_planes, load_of, unit
 from neq_kernels.kernels.linear_wgrad import _zero_frozen as zero_frozen
 
 _ZERO_ROWS, _ZERO_COLUMNS = 32, 256
 # Fewer channels than this would leave most of a tap's tile empty; of channels that are contiguous,
 # fewer still are worth it for their wide loads.
 _FLAT_BELOW, _NARROW = 64, 32
+# Each of their elements has a place, a tap and an edge of its own: the most that was counted.
+_FLAT_LOAD = Load(40)
 
 
 @triton.jit
 def _sum(
-    dy, row_mask, first, last, images, out_h, out_w, dy_n, dy_h, dy_w,
+    dy, dy_row, row_mask, first, last, images, size, strides,
     LONG: tl.constexpr, PLANE: tl.constexpr, UNIT: tl.constexpr,
     ROWS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
     sums = tl.zeros((ROWS, DEPTH), tl.float32)
+    inverses = reciprocals(size, PLANE, UNIT, DEPTH)
     for step in range(first, last):
-        image, p, q, place, inside = positions(step, images, out_h, out_w, LONG, PLANE, UNIT, DEPTH)
-        at = offsets(image, p, q, place, dy_n, dy_h, dy_w, PLANE)
-        tile = tl.load(dy + at[None, :], mask=row_mask[:, None] & inside[None, :], other=0)
-        sums += tile.to(tl.float32)
+        at, inside = positions(step, images, size, inverses, LONG, PLANE, UNIT, DEPTH)
+        dy_at = offsets(at, strides, PLANE, LONG)
+        mask = row_mask[:, None] & inside[None, :]
+        sums += tl.load(dy + (dy_row[:, None] + dy_at[None, :]), mask=mask, other=0).to(tl.float32)
     return tl.sum(sums, axis=1)
 
 
 @triton.jit
 def _multiply_tap(
-    dy, x, row_mask, column_mask, first, last, images, r, s,
-    near_h, near_w, near_n, near_i, near_j, far_h, far_w, far_n, far_i, far_j,
-    STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr,
-    PADDING_H: tl.constexpr, PADDING_W: tl.constexpr,
-    DILATION_H: tl.constexpr, DILATION_W: tl.constexpr,
+    dy, x, dy_row, x_column, row_mask, column_mask, first, last, images, shift, stride,
+    near_size, near_strides, far_size, far_strides,
     PLANE: tl.constexpr, WALK_X: tl.constexpr, POINT: tl.constexpr, LONG: tl.constexpr,
     UNIT: tl.constexpr, PRECISION: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
-    """One tap: near is the walked operand, far the other one."""
+    """One tap, ``shift`` from the position of its output; near is the walked operand."""
+    shift_h, shift_w = shift
+    stride_h, stride_w = stride
+    far_h, far_w = far_size
     acc = tl.zeros((ROWS, COLUMNS), tl.float32)
+    inverses = reciprocals(near_size, PLANE, UNIT, DEPTH)
     for step in range(first, last):
-        image, i, j, place, inside = positions(
-            step, images, near_h, near_w, LONG, PLANE, UNIT, DEPTH
-        )
-        near = offsets(image, i, j, place, near_n, near_i, near_j, PLANE)
+        at, inside = positions(step, images, near_size, inverses, LONG, PLANE, UNIT, DEPTH)
+        image, i, j, place = at
+        near = offsets(at, near_strides, PLANE, LONG)
         if POINT:
-            far, hit = image * far_n + place * far_j, inside
+            far, hit = offsets(at, far_strides, True, LONG), inside
         else:
             if WALK_X:
-                u = i + (PADDING_H - r * DILATION_H)
-                v = j + (PADDING_W - s * DILATION_W)
+                u, v = i - shift_h, j - shift_w
             else:
-                u = i * STRIDE_H + (r * DILATION_H - PADDING_H)
-                v = j * STRIDE_W + (s * DILATION_W - PADDING_W)
-            hit = inside & (u >= 0) & (u < far_h) & (v >= 0) & (v < far_w)
-            far = offsets(image, u, v, place, far_n, far_i, far_j, False)
+                u, v = i * stride_h + shift_h, j * stride_w + shift_w
+            hit = inside & within(u, far_h) & within(v, far_w)
+            far = offsets((image, u, v, place), far_strides, False, LONG)
         # Beyond the far operand's edge the near one still loads, as wide as ever: times zero, like
         # the padding that a dense convolution multiplies.
         dy_at, dy_hit = (far, hit) if WALK_X else (near, inside)
         x_at, x_hit = (near, inside) if WALK_X else (far, hit)
-        a = tl.load(dy + dy_at[None, :], mask=row_mask[:, None] & dy_hit[None, :], other=0)
-        b = tl.load(x + x_at[:, None], mask=x_hit[:, None] & column_mask[None, :], other=0)
+        dy_at, x_at = dy_row[:, None] + dy_at[None, :], x_at[:, None] + x_column[None, :]
+        a = tl.load(dy + dy_at, mask=row_mask[:, None] & dy_hit[None, :], other=0)
+        b = tl.load(x + x_at, mask=x_hit[:, None] & column_mask[None, :], other=0)
         acc = dot(a, b, acc, PRECISION)
     return acc
 
 
 @triton.jit
 def _multiply_flat(
-    dy, x, row_mask, column_mask, first, last, images, r, s,
-    in_h, in_w, out_h, out_w, dy_n, dy_h, dy_w, x_n, x_h, x_w,
-    STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr,
-    PADDING_H: tl.constexpr, PADDING_W: tl.constexpr,
-    DILATION_H: tl.constexpr, DILATION_W: tl.constexpr,
+    dy, x, dy_row, x_column, row_mask, column_mask, first, last, images, shift, stride,
+    size, dy_strides, x_size, x_strides,
     PLANE: tl.constexpr, LONG: tl.constexpr, UNIT: tl.constexpr, PRECISION: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
-    """Every column has a tap of its own: ``r`` and ``s`` are as long as the columns."""
+    """Every column has a tap of its own: its shifts are as many as the columns."""
+    shift_h, shift_w = shift
+    stride_h, stride_w = stride
+    in_h, in_w = x_size
     acc = tl.zeros((ROWS, COLUMNS), tl.float32)
-    x += (r * DILATION_H - PADDING_H).to(tl.int64)[None, :] * x_h
-    x += (s * DILATION_W - PADDING_W).to(tl.int64)[None, :] * x_w
+    x_column += offsets((0, shift_h, shift_w, 0), x_strides, False, LONG)
+    inverses = reciprocals(size, PLANE, UNIT, DEPTH)
     for step in range(first, last):
-        image, p, q, place, inside = positions(step, images, out_h, out_w, LONG, PLANE, UNIT, DEPTH)
-        dy_at = offsets(image, p, q, place, dy_n, dy_h, dy_w, PLANE)
-        x_at = offsets(image, p * STRIDE_H, q * STRIDE_W, place, x_n, x_h, x_w, False)
-        h = (p * STRIDE_H)[:, None] + (r * DILATION_H - PADDING_H)[None, :]
-        w = (q * STRIDE_W)[:, None] + (s * DILATION_W - PADDING_W)[None, :]
-        hit = inside[:, None] & (h >= 0) & (h < in_h) & (w >= 0) & (w < in_w)
-        a = tl.load(dy + dy_at[None, :], mask=row_mask[:, None] & inside[None, :], other=0)
-        b = tl.load(x + x_at[:, None], mask=hit & column_mask[None, :], other=0)
+        at, inside = positions(step, images, size, inverses, LONG, PLANE, UNIT, DEPTH)
+        image, p, q, place = at
+        h, w = p * stride_h, q * stride_w
+        x_at = offsets((image, h, w, place), x_strides, False, LONG)[:, None] + x_column[None, :]
+        hit = within(h[:, None] + shift_h[None, :], in_h) & inside[:, None]
+        hit &= within(w[:, None] + shift_w[None, :], in_w)
+        dy_at = dy_row[:, None] + offsets(at, dy_strides, PLANE, LONG)[None, :]
+        a = tl.load(dy + dy_at, mask=row_mask[:, None] & inside[None, :], other=0)
+        b = tl.load(x + x_at, mask=hit & column_mask[None, :], other=0)
         acc = dot(a, b, acc, PRECISION)
     return acc
 
@@ -173,15 +184,19 @@ def conv_wgrad_kernel(
             bounds = (group + tl.arange(0, 2)) * group_out
             places, _ = find(bounds, index, width, bits)
             begin, end = tl.min(places), tl.max(places)
-        row = begin + row_tile * ROWS + tl.arange(0, ROWS)
+        first_row = begin + row_tile * ROWS
+        row = first_row + tl.arange(0, ROWS)
         channel = tl.load(index + row, mask=row < end, other=-1)
         row_mask = channel >= 0
         # Padding of packed rows holds zeros, and masks must not depend on the list: wide loads.
         run = width if PLANE else width // DY_UNIT * DY_UNIT
         load_mask = row_mask if GATHER or GROUPED else row < run
-        some = begin + row_tile * ROWS < end
-        slot = split * tl.cast(width, tl.int64) + row
-        dy_rows = dy + (channel if GATHER else row).to(tl.int64)[:, None] * dy_c
+        some = first_row < end
+        slot = split * tl.cast(width, tl.int64) + first_row
+        dy_row = extended(channel if GATHER else row, LONG) * dy_c
+        image, output = (in_h, in_w), (out_h, out_w)
+        dy_strides, x_strides = (dy_n, dy_h, dy_w), (x_n, x_h, x_w)
+        steps = steps_of(images, image if WALK_X else output, LONG, PLANE, DEPTH)
         if column_tile < column_tiles:
             if FLAT:
                 column = column_tile * COLUMNS + tl.arange(0, COLUMNS)
@@ -193,52 +208,46 @@ def conv_wgrad_kernel(
                 c = column_tile // taps * COLUMNS + tl.arange(0, COLUMNS)
                 column_mask = c < group_in
                 column = tap * group_in + c if TAPS_FIRST else c * taps + tap
-            r, s = tap // KERNEL_W, tap % KERNEL_W
-            x_columns = x + (group.to(tl.int64) * group_in + c)[None, :] * x_c
+            shift = (
+                tap // KERNEL_W * DILATION_H - PADDING_H, tap % KERNEL_W * DILATION_W - PADDING_W
+            )  # fmt: skip
+            x_column = extended(group * group_in + c, LONG) * x_c
             first = split * span
+            last = tl.where(some, tl.minimum(first + span, steps), first)
             if FLAT:
-                steps = steps_of(images, out_h, out_w, LONG, PLANE, DEPTH)
-                last = tl.where(some, tl.minimum(first + span, steps), first)
                 acc = _multiply_flat(
-                    dy_rows, x_columns, load_mask, column_mask, first, last, images, r, s,
-                    in_h, in_w, out_h, out_w, dy_n, dy_h, dy_w, x_n, x_h, x_w,
-                    STRIDE_H, STRIDE_W, PADDING_H, PADDING_W, DILATION_H, DILATION_W,
+                    dy, x, dy_row, x_column, load_mask, column_mask, first, last, images,
+                    shift, (STRIDE_H, STRIDE_W), output, dy_strides, image, x_strides,
                     PLANE, LONG, DY_UNIT, PRECISION, ROWS, COLUMNS, DEPTH,
                 )  # fmt: skip
             elif WALK_X:
-                steps = steps_of(images, in_h, in_w, LONG, PLANE, DEPTH)
-                last = tl.where(some, tl.minimum(first + span, steps), first)
                 acc = _multiply_tap(
-                    dy_rows, x_columns, load_mask, column_mask, first, last, images, r, s,
-                    in_h, in_w, x_n, x_h, x_w, out_h, out_w, dy_n, dy_h, dy_w,
-                    STRIDE_H, STRIDE_W, PADDING_H, PADDING_W, DILATION_H, DILATION_W,
+                    dy, x, dy_row, x_column, load_mask, column_mask, first, last, images,
+                    shift, (STRIDE_H, STRIDE_W), image, x_strides, output, dy_strides,
                     PLANE, True, False, LONG, X_UNIT, PRECISION, ROWS, COLUMNS, DEPTH,
                 )  # fmt: skip
             else:
-                steps = steps_of(images, out_h, out_w, LONG, PLANE, DEPTH)
-                last = tl.where(some, tl.minimum(first + span, steps), first)
                 acc = _multiply_tap(
-                    dy_rows, x_columns, load_mask, column_mask, first, last, images, r, s,
-                    out_h, out_w, dy_n, dy_h, dy_w, in_h, in_w, x_n, x_h, x_w,
-                    STRIDE_H, STRIDE_W, PADDING_H, PADDING_W, DILATION_H, DILATION_W,
+                    dy, x, dy_row, x_column, load_mask, column_mask, first, last, images,
+                    shift, (STRIDE_H, STRIDE_W), output, dy_strides, image, x_strides,
                     PLANE, False, POINT, LONG, DY_UNIT, PRECISION, ROWS, COLUMNS, DEPTH,
                 )  # fmt: skip
             mask = row_mask[:, None] & column_mask[None, :]
             if PARTIAL:
-                tl.store(partial + slot[:, None] * fan_in + column[None, :], acc, mask=mask)
+                within_tile = extended(tl.arange(0, ROWS), LONG)[:, None] * fan_in + column[None, :]
+                tl.store(partial + slot * fan_in + within_tile, acc, mask=mask)
             else:
-                target = dw + channel.to(tl.int64)[:, None] * fan_in + column[None, :]
-                tl.store(target, acc.to(dw.dtype.element_ty), mask=mask)
+                at = extended(channel, LONG)[:, None] * fan_in + column[None, :]
+                tl.store(dw + at, acc.to(dw.dtype.element_ty), mask=mask)
         else:
-            first = split * bias_span
-            steps = steps_of(images, out_h, out_w, LONG, PLANE, DEPTH)
+            first, steps = split * bias_span, steps_of(images, output, LONG, PLANE, DEPTH)
             last = tl.where(some, tl.minimum(first + bias_span, steps), first)
             sums = _sum(
-                dy_rows, load_mask, first, last, images, out_h, out_w, dy_n, dy_h, dy_w,
+                dy, dy_row, load_mask, first, last, images, output, dy_strides,
                 LONG, PLANE, DY_UNIT, ROWS, DEPTH,
             )  # fmt: skip
             if PARTIAL:
-                tl.store(partial_sums + slot, sums, mask=row_mask)
+                tl.store(partial_sums + slot + tl.arange(0, ROWS), sums, mask=row_mask)
             else:
                 tl.store(db + channel, sums.to(db.dtype.element_ty), mask=row_mask)
     else:
@@ -276,14 +285,17 @@ def walk_of(dy: Tensor, x: Tensor, shape: Shape, packed: bool) -> Walk:
     run = dy.shape[1] if packed and shape.groups == 1 else 1
     dy_unit = unit(dy, run, planes)
     x_unit = 1 if flat else unit(x, shape.group_in, walk_x or point)
-    return Walk(planes, walk_x, point, flat, shape.long, dy_unit, x_unit)
+    return Walk(planes, walk_x, point, flat, shape.long(dy, x), dy_unit, x_unit)
 
 
-def product_of(shape: Shape, width: int, walk: Walk, arithmetic: str, itemsize: int) -> Product:
+def product_of(
+    dy: Tensor, x: Tensor, shape: Shape, width: int, walk: Walk, arithmetic: str
+) -> Product:
     """The product that the kernel computes, as the cost function sees it: one per group, and per
     tap unless ``FLAT``. Active channels are taken to be spread evenly over the groups."""
-    rows = -(-width // shape.groups)
+    rows, itemsize = -(-width // shape.groups), dy.element_size()
     x_elements = shape.images * shape.groups * shape.group_in * shape.input[0] * shape.input[1]
+    row_unit, column_unit = walk.units
     return Product(
         arithmetic,
         itemsize,
@@ -291,8 +303,8 @@ def product_of(shape: Shape, width: int, walk: Walk, arithmetic: str, itemsize: 
         columns=shape.fan_in if walk.FLAT else shape.group_in,
         depth=shape.positions,
         batch=shape.groups * (1 if walk.FLAT else shape.taps),
-        gathered=walk.units[0] * itemsize < WIDE_BYTES,
-        scattered=walk.units[1] * itemsize < WIDE_BYTES,
+        row_load=load_of(dy, row_unit),
+        column_load=_FLAT_LOAD if walk.FLAT else load_of(x, column_unit),
         read=(x_elements + shape.positions * width) * itemsize,
     )
 

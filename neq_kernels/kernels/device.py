@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
@@ -16,6 +16,7 @@ class Device:
 
     Attributes:
         capability: compute capability.
+        clock: cycles per nanosecond.
         processors: streaming multiprocessors.
         shared: bytes of shared memory one program may have.
         flops: floating-point operations per nanosecond of one multiprocessor, by arithmetic:
@@ -25,6 +26,7 @@ class Device:
     """
 
     capability: tuple[int, int]
+    clock: float
     processors: int
     shared: int
     flops: dict[str, float]
@@ -42,7 +44,7 @@ def _device(
     rates = (clock * flops for flops in per_clock)
     arithmetics = ("half", "tf32", "ieee")
     return Device(
-        capability, processors, shared_kib << 10, dict(zip(arithmetics, rates, strict=True)),
+        capability, clock, processors, shared_kib << 10, dict(zip(arithmetics, rates, strict=True)),
         bandwidth, clock * cache,
     )  # fmt: skip
 
@@ -57,10 +59,13 @@ B200 = _device((10, 0), 148, 227, 1.85, (8192, 4096, 256), 8000, 40)
 RTX_5090 = _device((12, 0), 170, 99, 2.41, (512, 256, 256), 1792, 32)
 KNOWN = (A100, RTX_3090, RTX_4090, H200, B200, RTX_5090)
 
+# Settled when triton is imported, which comes first where a kernel is called.
+_INTERPRETED = interpreted()
+
 
 def device_of(tensor: torch.Tensor) -> Device:
     """The GPU that holds ``tensor``; for an interpreted kernel, an H200 stands in."""
-    return H200 if interpreted() else _describe(tensor.get_device())
+    return H200 if _INTERPRETED else _describe(tensor.get_device())
 
 
 @cache
@@ -69,9 +74,8 @@ def _describe(index: int) -> Device:
     capability = (properties.major, properties.minor)
     like = nearest(capability)
     shared = getattr(properties, "shared_memory_per_block_optin", like.shared)
-    return Device(
-        capability, properties.multi_processor_count, shared, like.flops, like.bandwidth, like.cache
-    )
+    processors = properties.multi_processor_count
+    return replace(like, capability=capability, processors=processors, shared=shared)
 
 
 def nearest(capability: tuple[int, int]) -> Device:

@@ -21,13 +21,20 @@ from neq_kernels.kernels.common import (
     check,
     dot,
     far,
+    load_of,
+    load_of_packed,
     on_device_of,
     packing_bytes,
     remembered,
-    vectors,
     width_of,
 )
-from neq_kernels.kernels.configuration import Configuration, Product, cheaper_form, choose
+from neq_kernels.kernels.configuration import (
+    WIDE,
+    Configuration,
+    Product,
+    cheaper_form,
+    choose,
+)
 from neq_kernels.kernels.device import Device, device_of
 from neq_kernels.reference import Pack, as_rows, pack_channels
 
@@ -170,8 +177,8 @@ def product(dy: Tensor, rows: Tensor, width: int, arithmetic: str, form: str) ->
     return Product(
         arithmetic, dy.element_size(), rows=dy.shape[0], columns=rows.shape[1],
         depth=width, splittable=False,
-        gathered=not vectors(dy, 0) if form == "gathered" else width % 8 != 0,
-        scattered=not vectors(rows, 1) and not _packs(rows, width),
+        row_load=load_of(dy, 0) if form == "gathered" else load_of_packed(width),
+        column_load=WIDE if _packs(rows, width) else load_of(rows, 1),
     )  # fmt: skip
 
 
@@ -183,10 +190,11 @@ def _packs(rows: Tensor, width: int) -> bool:
 @remembered
 def plan(
     dy: Tensor, rows: Tensor, size: int, width: int, gather_weight: bool, form: str,
-    arithmetic: str, configuration: Configuration, device: Device,
+    arithmetic: str, configuration: Configuration | None, device: Device,
 ) -> Launch | None:  # fmt: skip
     """How to launch the kernel on ``dy`` in the ``form`` it is in, and on the weight's ``rows``
     ``[O, I]``, or packed ones unless ``gather_weight``."""
+    configuration = configuration or choose(product(dy, rows, width, arithmetic, form), device)
     tile, tokens, fan_in = configuration.tile, dy.shape[0], rows.shape[1]
     aligned = 8 if width % 8 == 0 else 1
     programs = triton.cdiv(tokens, tile.rows) * triton.cdiv(fan_in, tile.columns)
@@ -204,13 +212,6 @@ def plan(
     ))  # fmt: skip
 
 
-@remembered
-def _configuration(
-    dy: Tensor, rows: Tensor, width: int, form: str, arithmetic: str, device: Device
-) -> Configuration:
-    return choose(product(dy, rows, width, arithmetic, form), device)
-
-
 def launch(
     dy: Tensor, weight: Tensor, lists: Lists, columns: bool, form: str, pack: Pack,
     configuration: Configuration | None = None,
@@ -218,7 +219,6 @@ def launch(
     """dX ``[tokens, I]`` from ``dy`` in the ``form`` it is in: ``[tokens, O]``, or packed."""
     width, way, device = width_of(lists), arithmetic(dy.dtype), device_of(dy)
     rows = weight_rows(weight, columns)
-    configuration = configuration or _configuration(dy, rows, width, form, way, device)
     gather_weight = not _packs(rows, width)
     if not gather_weight:
         rows = pack(rows.t(), lists.padded[:width], width, 1, False)[0].t()

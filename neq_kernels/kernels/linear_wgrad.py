@@ -32,12 +32,13 @@ from neq_kernels.kernels.common import (
     dot,
     far,
     find,
+    load_of,
+    load_of_packed,
     offsets,
     on_device_of,
     packing_bytes,
     remembered,
     spread,
-    vectors,
     width_of,
 )
 from neq_kernels.kernels.configuration import Configuration, Product, cheaper_form, choose
@@ -212,8 +213,8 @@ def product(dy: Tensor, x: Tensor, width: int, arithmetic: str, form: str) -> Pr
     """What the cost function must know; ``dy`` ``[tokens, O]``, or packed, x ``[tokens, I]``."""
     return Product(
         arithmetic, dy.element_size(), rows=width, columns=x.shape[1], depth=x.shape[0],
-        gathered=not vectors(dy, 0) if form == "gathered" else width % 8 != 0,
-        scattered=not vectors(x, 1),
+        row_load=load_of(dy, 0) if form == "gathered" else load_of_packed(width),
+        column_load=load_of(x, 1),
     )  # fmt: skip
 
 

@@ -47,7 +47,7 @@ def few(monkeypatch):
     """Columns of one tap from so few channels on that small problems have both kinds of columns."""
     monkeypatch.setattr(kernel, "_FLAT_BELOW", 8)
     monkeypatch.setattr(kernel, "_NARROW", 6)
-    plans = (conv.form_of.made, conv._wgrad_plan.made)
+    plans = (conv._plans.made, conv._packed_launches.made)
     for made in plans:
         made.clear()
     yield
