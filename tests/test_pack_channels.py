@@ -108,6 +108,15 @@ def test_padding_gives_zeros(layout, isa, poison):
         assert not sums[count:].any()
 
 
+@pytest.mark.parametrize("gaps", [[], [0], [29], [1, 28], [20, 22], [4, 5, 6, 12, 20]])
+def test_long_copies_of_planes_leave_out_the_frozen_ones(gaps, isa, poison):
+    dy = torch.randn(3, 30, 33, 33)
+    index = torch.tensor([c for c in range(30) if c not in gaps] + [-1, -1], dtype=torch.int32)
+    packed, _ = _pack(dy, index, bias=False)
+    assert torch.equal(packed[:, :-2], dy.index_select(1, index[:-2]))
+    assert not packed[:, -2:].any()
+
+
 def test_width_takes_the_front_of_the_list(isa):
     dy, index = torch.randn(40, 24), _some(24, 16)
     packed, sums = _pack(dy, index, width=7)

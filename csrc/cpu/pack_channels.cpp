@@ -131,6 +131,34 @@ Start start_of(const Job& job, int64_t at) noexcept {
           job.target + position.target() + skipped * geometry.run.target};
 }
 
+// Active planes next to each other, this many bytes of them, are one long copy: memcpy makes those
+// without reading what they overwrite.
+constexpr int64_t kLongCopy = 64 << 10;
+
+// Runs of the channels from `first` to `last`, without sums. `whole`: each is all that lies between
+// it and the next channel's, in both tensors.
+void copy_planes(const Job& job, Runs runs, bool whole) noexcept {
+  const int32_t* const end = runs.index + runs.count;
+  const auto copy_until = [&](const int32_t* index) {
+    runs.count = index - runs.index;
+    if (runs.count > 0) job.kernels.copy_runs(nullptr, runs);
+    runs.target += runs.count * runs.target_step;
+    runs.index = index;
+  };
+  for (const int32_t* from = runs.index; whole && from < end;) {
+    const int32_t* to = from + 1;
+    while (to < end && *to == to[-1] + 1) ++to;
+    if (const int64_t bytes = (to - from) * runs.target_step; bytes >= kLongCopy) {
+      copy_until(from);
+      std::memcpy(runs.target, runs.source + *from * runs.source_step, bytes);
+      runs.target += bytes;
+      runs.index = to;
+    }
+    from = to;
+  }
+  copy_until(end);
+}
+
 // n elements of each channel from `first` to `last`.
 void pack_step(const Job& job, Start here, Start next, int64_t first, int64_t last, int64_t n,
                double* sums) noexcept {
@@ -138,10 +166,20 @@ void pack_step(const Job& job, Start here, Start next, int64_t first, int64_t la
   const Dim& channel = geometry.channel;
   const int64_t active = std::min(last, job.plan.count);
   if (geometry.walk == Walk::kPlanes && first < active) {
-    job.kernels.copy_runs(
-        sums ? sums + first : nullptr,
-        {here.target + first * channel.target, here.source, next.source, job.plan.index + first,
-         active - first, n, channel.target, channel.source});
+    const Runs runs = {here.target + first * channel.target,
+                       here.source,
+                       next.source,
+                       job.plan.index + first,
+                       active - first,
+                       n,
+                       channel.target,
+                       channel.source};
+    const int64_t bytes = n * geometry.element;
+    if (sums) {
+      job.kernels.copy_runs(sums + first, runs);
+    } else {
+      copy_planes(job, runs, channel.target == bytes && channel.source == bytes);
+    }
   }
   for (int64_t i = first; geometry.walk == Walk::kStrided && i < active; ++i) {
     const double sum = job.kernels.copy_strided(here.target + i * channel.target,

@@ -38,6 +38,7 @@ inline std::vector<Layout> pack_layouts() {
       {{3, 33, 5, 7}, 1, {0, 2, 3, 1}, 1},         // channels_last
       {{2, 5, 90, 90}, 1, {0, 1, 2, 3}, 1},        // planes longer than a run
       {{2, 4, 67, 61}, 1, {0, 1, 2, 3}, 1},        // the same, of odd length
+      {{1, 170, 10, 10}, 1, {0, 1, 2, 3}, 1},      // many active planes together are one copy
       {{3, 8, 9, 10}, 1, {0, 1, 2, 3}, 1, {0, 0, 2, 2}},  // cropped
       {{2, 20, 5, 6}, 1, {0, 2, 3, 1}, 1, {0, 3, 1, 2}},  // cropped channels_last
       {{2, 19, 3, 4, 5}, 1, {0, 2, 3, 4, 1}, 1},

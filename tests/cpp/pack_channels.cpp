@@ -5,11 +5,11 @@
 namespace {
 
 Result pack(const neq_tensor& dy, int32_t dim, const std::vector<int32_t>& index, neq_tensor packed,
-            const neq_parallel* parallel) {
+            const neq_parallel* parallel, bool with_bias = true) {
   Result result{memory(packed),
                 std::vector<uint8_t>(index.size() * neq::element_bytes(dy.dtype), 0xff)};
   packed.data = result.packed.data();
-  void* bias = result.bias.data();
+  void* bias = with_bias ? result.bias.data() : nullptr;
   const int64_t bytes = neq_pack_channels_cpu_scratch(&dy, dim, &packed, bias);
   CHECK(bytes >= 0);
   std::vector<uint8_t> scratch(bytes);
@@ -26,13 +26,14 @@ void check_layout(const Layout& layout, neq_dtype dtype, std::mt19937& random) {
   dy.data = data.data();
   const neq_parallel backward = backwards();
   const neq_parallel threads = four_threads();
-  for (const int64_t count : {int64_t{0}, int64_t{1}, channels / 2, channels}) {
-    if (count > channels) continue;
+  for (const int64_t count : {int64_t{0}, int64_t{1}, channels / 2, channels - 1, channels}) {
+    if (count < 0 || count > channels) continue;
     for (const int64_t padding : {0, 3}) {
       const std::vector<int32_t> index = random_index(channels, count, padding, random);
       const neq_tensor packed = shape(layout, dtype, count + padding, 1);
       const Result alone = pack(dy, layout.dim, index, packed, nullptr);
       check_packed(dy, layout.dim, index, packed, alone);
+      CHECK(pack(dy, layout.dim, index, packed, nullptr, false).packed == alone.packed);
       for (const neq_parallel* parallel : {&backward, &threads}) {
         const Result shared = pack(dy, layout.dim, index, packed, parallel);
         CHECK(shared.packed == alone.packed);
