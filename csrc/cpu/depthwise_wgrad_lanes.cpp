@@ -104,8 +104,12 @@ class Task {
       dy = pack(dy, unit, unit.out, dy_rows_, dy_tile_);
       x = pack(x, unit, unit.in, x_rows_, x_tile_);
     } else {
-      dy_ahead = image_of(plan_.dy, c_.dy, plan_.dy_memory, next, next.origin).data - dy.data;
-      x_ahead = image_of(plan_.x, c_.x, plan_.x_memory, next, next.from).data - x.data;
+      const int64_t samples = next.sample - unit.sample;
+      const int64_t rows = next.origin[0] - unit.origin[0];
+      const int64_t columns = next.origin[1] - unit.origin[1];
+      dy_ahead = samples * dy.batch + rows * dy.row + columns * dy.column;
+      x_ahead = samples * x.batch + rows * c_.axis[0].stride * x.row +
+                columns * c_.axis[1].stride * x.column;
     }
     for (int64_t k = first_; k < last_; ++k) {
       const int64_t offset = (plan_.packed ? k - first_ : vector_of(k)) * plan_.lanes;
@@ -169,7 +173,8 @@ class Task {
         plan_.along.meeting(c_.axis[1], unit.origin[1], walk.steps, s, along);
     const int64_t stride = along > 1 ? plan_.along.stride : 1;
     const int64_t most = std::max<int64_t>(kMaxWalk / (walk.steps * unit.samples), 1);
-    if (!first) walk.dy_ahead = walk.x_ahead = 0;
+    const int64_t x_ahead = walk.x_ahead;
+    if (!first) walk.dy_ahead = 0;
     for (int64_t p = 0, end = 0; p < unit.out[0]; p = end) {
       const Reached taps = reached(unit.origin[0] + p, r, across);
       for (end = p + 1; end < unit.out[0] && end - p < most; ++end) {
@@ -196,7 +201,8 @@ class Task {
         walk.x += ((row - unit.from[0]) * x.row + (columns.first - unit.from[1]) * x.column) *
                   plan_.element;
       }
-      walk.two_rows_ahead = count > 1 && c_.axis[0].stride > 1 && walk.x_ahead != 0;
+      walk.x_ahead = first ? x_ahead + (count - 1) * walk.x_across : 0;
+      walk.two_rows_ahead = first && count > 1 && c_.axis[0].stride > 1;
       const int64_t at = ((r + tap) * c_.axis[1].kernel + s) * plan_.lanes * plan_.scalar;
       void* const bias = first ? sums_ + c_.taps() * plan_.lanes * plan_.scalar : nullptr;
       plan_.kernels->loop(count, along, stride, 1)(sums_ + at, bias, walk);
