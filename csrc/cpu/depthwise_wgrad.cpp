@@ -4,8 +4,9 @@
 //
 // There are three ways to fill vectors:
 //   rows     with neighbours of a row, where planes lie in memory (NCHW)   depthwise_wgrad_rows.cpp
-//   lanes    with channels, where they lie side by side (channels_last)    depthwise_wgrad_lanes.cpp
-//   staged   with a plane's positions, copied first: whatever the strides  depthwise_wgrad_staged.cpp
+//   lanes    with channels, where they lie side by side (channels_last) depthwise_wgrad_lanes.cpp
+//   staged   with a plane's positions, copied first: whatever the strides
+//   depthwise_wgrad_staged.cpp
 // The work is cut into tasks by the sizes alone, their sums are added in order: the number of
 // threads changes no bit.
 #include "depthwise_wgrad.h"
@@ -108,20 +109,20 @@ struct Outputs {
   char* db;
 };
 
-// An active channel's sums, or, without a plan, zeros.
+// sums[tap * lanes], or, without them, zeros.
 template <class Element>
-void store_row(const Convolution& c, const Plan* plan, int64_t channel, int64_t i,
+void store_row(const Convolution& c, int64_t channel, const double* sums, int64_t lanes,
                const Outputs& outputs) noexcept {
   using Storage = typename Element::Storage;
-  const auto sum = [&](int64_t tap) { return plan ? plan->sum(i, channel, tap) : 0.0; };
   Storage* row = reinterpret_cast<Storage*>(outputs.dw) + channel * c.dw.batch;
-  int64_t tap = 0;
   for (int64_t r = 0; r < c.axis[0].kernel; ++r, row += c.dw.axis[0]) {
-    for (int64_t s = 0; s < c.axis[1].kernel; ++s) {
-      row[s * c.dw.axis[1]] = Element::store(sum(tap++));
+    for (int64_t s = 0; s < c.axis[1].kernel; ++s, sums += sums ? lanes : 0) {
+      row[s * c.dw.axis[1]] = Element::store(sums ? *sums : 0.0);
     }
   }
-  if (outputs.db) reinterpret_cast<Storage*>(outputs.db)[channel] = Element::store(sum(tap));
+  if (outputs.db) {
+    reinterpret_cast<Storage*>(outputs.db)[channel] = Element::store(sums ? *sums : 0.0);
+  }
 }
 
 // Whether dw's rows follow each other without a gap.
@@ -136,6 +137,7 @@ template <class Element>
 void store(Call& call, const int32_t* index, int64_t count, const Outputs& outputs) noexcept {
   const Convolution& c = call.convolution;
   const Plan* const plan = c.empty() ? nullptr : &call.plan();
+  if (!plan) count = 0;
   const bool zeroed = dense(c);
   if (zeroed && c.outputs > 0) {
     const int64_t bytes = c.outputs * static_cast<int64_t>(sizeof(typename Element::Storage));
@@ -145,10 +147,12 @@ void store(Call& call, const int32_t* index, int64_t count, const Outputs& outpu
   int64_t i = 0;
   for (int64_t channel = 0; !zeroed && channel < c.outputs; ++channel) {
     const bool active = i < count && index[i] == channel;
-    if (!active) store_row<Element>(c, nullptr, channel, 0, outputs);
+    if (!active) store_row<Element>(c, channel, nullptr, 0, outputs);
     i += active;
   }
-  for (i = 0; i < count; ++i) store_row<Element>(c, plan, index[i], i, outputs);
+  for (i = 0; i < count; ++i) {
+    store_row<Element>(c, index[i], plan->add_blocks(i, index[i]), plan->lanes, outputs);
+  }
 }
 
 void store(Call& call, const int32_t* index, int64_t count, const Outputs& outputs) noexcept {

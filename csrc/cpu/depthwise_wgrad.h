@@ -41,14 +41,18 @@ struct Plan {
     return partial + (block * vectors + vector) * sums() * lanes;
   }
 
-  // Of the `i`th active channel, which is `channel`.
-  double sum(int64_t i, int64_t channel, int64_t tap) const noexcept {
+  // The sums of the `i`th active channel, which is `channel`, `lanes` apart: of the first block, to
+  // which those of the others are added.
+  const double* add_blocks(int64_t i, int64_t channel) const noexcept {
     const int64_t place = by_channel ? channel : i;
-    double total = 0;
-    for (int64_t block = 0; block < blocks; ++block) {
-      total += partial_of(block, place / lanes)[tap * lanes + place % lanes];
+    const int64_t vector = lanes == 1 ? place : place / lanes;
+    const int64_t lane = place - vector * lanes;
+    double* const to = partial_of(0, vector) + lane;
+    for (int64_t block = 1; block < blocks; ++block) {
+      const double* const from = partial_of(block, vector) + lane;
+      for (int64_t tap = 0; tap < sums(); ++tap) to[tap * lanes] += from[tap * lanes];
     }
-    return total;
+    return to;
   }
 
  protected:

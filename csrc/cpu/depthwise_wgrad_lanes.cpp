@@ -1,7 +1,7 @@
-// Vectors of neighbouring channels, and walks along the rows of planes (depthwise_wgrad_walk.h): all
-// lanes of a vector work, active or not, for where it lies in memory it is read as a whole anyhow.
-// Only where few of many 16-bit channels are active, of which a line of memory has more than a
-// vector has, are they packed first, a unit at a time (pack_channels).
+// Vectors of neighbouring channels, and walks along the rows of planes (depthwise_wgrad_walk.h):
+// all lanes of a vector work, active or not, for where it lies in memory it is read as a whole
+// anyhow. Only where few of many 16-bit channels are active, of which a line of memory has more
+// than a vector has, are they packed first, a unit at a time (pack_channels).
 #include "depthwise_wgrad_lanes.h"
 
 #include <algorithm>
@@ -90,8 +90,8 @@ class Task {
 
   Image image_of(const char* tensor, const Strides& strides, const Readable& memory,
                  const Unit& unit, const int64_t* origin) const noexcept {
-    const int64_t at = unit.sample * strides.batch + origin[0] * strides.axis[0] +
-                       origin[1] * strides.axis[1];
+    const int64_t at =
+        unit.sample * strides.batch + origin[0] * strides.axis[0] + origin[1] * strides.axis[1];
     return {tensor + at * plan_.element, strides.batch, strides.axis[0], strides.axis[1], memory};
   }
 
@@ -104,8 +104,12 @@ class Task {
       dy = pack(dy, unit, unit.out, dy_rows_, dy_tile_);
       x = pack(x, unit, unit.in, x_rows_, x_tile_);
     } else {
-      dy_ahead = image_of(plan_.dy, c_.dy, plan_.dy_memory, next, next.origin).data - dy.data;
-      x_ahead = image_of(plan_.x, c_.x, plan_.x_memory, next, next.from).data - x.data;
+      const int64_t samples = next.sample - unit.sample;
+      const int64_t rows = next.origin[0] - unit.origin[0];
+      const int64_t columns = next.origin[1] - unit.origin[1];
+      dy_ahead = samples * dy.batch + rows * dy.row + columns * dy.column;
+      x_ahead = samples * x.batch + rows * c_.axis[0].stride * x.row +
+                columns * c_.axis[1].stride * x.column;
     }
     for (int64_t k = first_; k < last_; ++k) {
       const int64_t offset = (plan_.packed ? k - first_ : vector_of(k)) * plan_.lanes;
@@ -165,11 +169,11 @@ class Task {
     const int64_t across = plan_.tall.start(down + 1) - r;
     const int64_t along = plan_.wide.start(right + 1) - s;
     const bool first = down == 0 && right == 0;
-    const Meeting columns =
-        plan_.along.meeting(c_.axis[1], unit.origin[1], walk.steps, s, along);
+    const Meeting columns = plan_.along.meeting(c_.axis[1], unit.origin[1], walk.steps, s, along);
     const int64_t stride = along > 1 ? plan_.along.stride : 1;
     const int64_t most = std::max<int64_t>(kMaxWalk / (walk.steps * unit.samples), 1);
-    if (!first) walk.dy_ahead = walk.x_ahead = 0;
+    const int64_t x_ahead = walk.x_ahead;
+    if (!first) walk.dy_ahead = 0;
     for (int64_t p = 0, end = 0; p < unit.out[0]; p = end) {
       const Reached taps = reached(unit.origin[0] + p, r, across);
       for (end = p + 1; end < unit.out[0] && end - p < most; ++end) {
@@ -196,7 +200,8 @@ class Task {
         walk.x += ((row - unit.from[0]) * x.row + (columns.first - unit.from[1]) * x.column) *
                   plan_.element;
       }
-      walk.two_rows_ahead = count > 1 && c_.axis[0].stride > 1 && walk.x_ahead != 0;
+      walk.x_ahead = first ? x_ahead + (count - 1) * walk.x_across : 0;
+      walk.two_rows_ahead = first && count > 1 && c_.axis[0].stride > 1;
       const int64_t at = ((r + tap) * c_.axis[1].kernel + s) * plan_.lanes * plan_.scalar;
       void* const bias = first ? sums_ + c_.taps() * plan_.lanes * plan_.scalar : nullptr;
       plan_.kernels->loop(count, along, stride, 1)(sums_ + at, bias, walk);
@@ -226,8 +231,8 @@ class Task {
     const int64_t position = plan_.pitch * plan_.element;
     char* to = tile;
     for (int64_t line = 0; line < unit.samples * size[0]; ++line) {
-      const char* from = image.data + (line / size[0] * image.batch + line % size[0] * image.row) *
-                                          plan_.element;
+      const char* from =
+          image.data + (line / size[0] * image.batch + line % size[0] * image.row) * plan_.element;
       for (int64_t done = 0; done < size[1]; done += kPackedRows) {
         const int64_t n = std::min(kPackedRows, size[1] - done);
         for (int64_t k = 0; k < n; ++k, to += position) {
@@ -241,7 +246,10 @@ class Task {
         }
       }
     }
-    return {tile, size[0] * size[1] * plan_.pitch, size[1] * plan_.pitch, plan_.pitch,
+    return {tile,
+            size[0] * size[1] * plan_.pitch,
+            size[1] * plan_.pitch,
+            plan_.pitch,
             {tile, to + pack::kMaxSpill * plan_.element}};
   }
 
@@ -296,8 +304,8 @@ bool LanesPlan::prepare(const Convolution& c, int64_t width) noexcept {
   samples = 1;
   if (band[0].parts * band[1].parts == 1) {
     const int64_t rows = std::max(extent(c.axis[0], band[0].part), band[0].part);
-    samples = std::clamp<int64_t>(std::min(fit / std::max<int64_t>(rows, 1), kMaxWalk / band[1].part),
-                                  1, c.batch);
+    samples = std::clamp<int64_t>(
+        std::min(fit / std::max<int64_t>(rows, 1), kMaxWalk / band[1].part), 1, c.batch);
   }
   units = divide_up(c.batch, samples) * band[0].parts * band[1].parts;
 

@@ -1,8 +1,8 @@
 // Vectors of neighbouring positions of a row, and walks down the columns (depthwise_wgrad_walk.h).
 // Lanes whose tap meets no position of x, or beyond the row, are masked: there is no padding in
-// memory, and nothing is copied. Short planes are walked sample by sample in one go. While a unit is
-// summed, the next one comes into the cache: planes are short runs of memory, streams of their own
-// which no processor foresees.
+// memory, and nothing is copied. Short planes are walked sample by sample in one go. While a unit
+// is summed, the next one comes into the cache: planes are short runs of memory, streams of their
+// own which no processor foresees.
 #include "depthwise_wgrad_rows.h"
 
 #include <cstring>
@@ -23,58 +23,58 @@ class Task {
 
   void run(int64_t first, int64_t last) noexcept {
     std::memset(sums_, 0, plan_.sums() * plan_.kernels->lanes * plan_.scalar);
-    for (int64_t item = first; item < last; ++item) {
-      const Block block = block_of(item);
-      double* const totals = plan_.partial + item * plan_.sums();
-      std::fill_n(totals, plan_.sums(), 0.0);
-      for (int64_t unit = block.begin; unit < block.end; ++unit) {
-        const Unit here = unit_of(block, unit);
-        Unit next = here;
-        if (unit + 1 < block.end) {
-          next = unit_of(block, unit + 1);
-        } else if (item + 1 < last) {
-          const Block following = block_of(item + 1);
-          next = unit_of(following, following.begin);
-        }
-        sum_unit(here, next, totals);
+    for (int64_t item = first; item < last;) {
+      const int64_t block = item / plan_.count;
+      const int64_t begin = block_start(block, plan_.blocks, plan_.units);
+      const int64_t end = block_start(block + 1, plan_.blocks, plan_.units);
+      const int64_t stop = std::min(last, (block + 1) * plan_.count);
+      for (; item < stop; ++item) {
+        const int64_t i = item - block * plan_.count;
+        sum_channel(i, item + 1 < stop ? i + 1 : i, begin, end, plan_.partial_of(block, i));
       }
-      add(totals);
     }
   }
 
  private:
-  // One channel's units of one block.
-  struct Block {
-    int64_t output;
-    int64_t begin;
-    int64_t end;
-  };
-
   struct Unit {
-    const char* dy;
-    const char* x;  // of the first row that dy's meet
+    int64_t sample;
     int64_t samples;
     int64_t row;
     int64_t rows;
+    int64_t top;  // the first row of x that may be met, if `row` is not all in the padding
+    int64_t dy;   // where these are, in elements
+    int64_t x;
   };
 
-  Block block_of(int64_t item) const noexcept {
-    const int64_t block = item / plan_.count;
-    return {plan_.index[item % plan_.count], block_start(block, plan_.blocks, plan_.units),
-            block_start(block + 1, plan_.blocks, plan_.units)};
+  // The channel at place `i` of the list, while what comes first at place `next` is fetched.
+  void sum_channel(int64_t i, int64_t next, int64_t begin, int64_t end, double* totals) noexcept {
+    std::fill_n(totals, plan_.sums(), 0.0);
+    Unit unit = unit_of(i, begin);
+    for (int64_t k = begin; k < end; ++k) {
+      const Unit following = k + 1 < end ? unit_of(i, k + 1) : unit_of(next, begin);
+      sum_unit(unit, following, totals);
+      unit = following;
+    }
+    add(totals);
   }
 
-  Unit unit_of(const Block& block, int64_t unit) const noexcept {
-    const int64_t sample = unit / plan_.band.parts * plan_.samples;
-    const int64_t row = unit % plan_.band.parts * plan_.band.part;
-    const int64_t top =
-        std::clamp<int64_t>(row * c_.axis[0].stride - c_.axis[0].padding, 0, c_.axis[0].in - 1);
-    const int64_t dy =
-        sample * c_.dy.batch + block.output * c_.dy.channel + row * c_.dy.axis[0];
-    const int64_t x = sample * c_.x.batch + block.output / c_.multiplier * c_.x.channel;
-    return {plan_.dy + dy * plan_.element, plan_.x + (x + top * c_.x.axis[0]) * plan_.element,
-            std::min(plan_.samples, c_.batch - sample), row,
-            std::min(plan_.band.part, c_.axis[0].out - row)};
+  Unit unit_of(int64_t i, int64_t ordinal) const noexcept {
+    const Axis& axis = c_.axis[0];
+    Unit unit{};
+    if (plan_.band.parts == 1) {
+      unit.sample = ordinal * plan_.samples;
+    } else {
+      unit.sample = ordinal / plan_.band.parts;
+      unit.row = ordinal % plan_.band.parts * plan_.band.part;
+    }
+    unit.samples = std::min(plan_.samples, c_.batch - unit.sample);
+    unit.rows = std::min(plan_.band.part, axis.out - unit.row);
+    unit.top = std::clamp<int64_t>(unit.row * axis.stride - axis.padding, 0, axis.in - 1);
+    const int64_t output = plan_.index[i];
+    const int64_t input = c_.multiplier == 1 ? output : output / c_.multiplier;
+    unit.dy = unit.sample * c_.dy.batch + output * c_.dy.channel + unit.row * c_.dy.axis[0];
+    unit.x = unit.sample * c_.x.batch + input * c_.x.channel + unit.top * c_.x.axis[0];
+    return unit;
   }
 
   char* sums(int64_t tap) const noexcept {
@@ -101,11 +101,12 @@ class Task {
     walk.dy_memory = plan_.dy_memory;
     walk.x_memory = plan_.x_memory;
     walk.dy_ahead = next.dy - unit.dy;
-    walk.x_ahead = next.x - unit.x;
+    const int64_t shift = (next.row - unit.row) * c_.axis[0].stride - (next.top - unit.top);
+    walk.x_ahead = next.x - unit.x + shift * c_.x.axis[0];
     for (int64_t column = 0; column < c_.axis[1].out; column += lanes) {
       if (pending_ + walk.lines * walk.steps > kMaxWalk) add(totals);
       pending_ += walk.lines * walk.steps;
-      walk.dy = unit.dy + column * plan_.element;
+      walk.dy = plan_.dy + (unit.dy + column) * plan_.element;
       walk.dy_lanes = {0, std::min(lanes, c_.axis[1].out - column)};
       for (int64_t down = 0; down < plan_.tall.chunks; ++down) {
         for (int64_t right = 0; right < plan_.wide.chunks; ++right) {
@@ -135,20 +136,13 @@ class Task {
     walk.begin = rows.begin;
     walk.count = meets ? rows.count : 0;
     const int64_t left = column * c_.axis[1].stride + s * c_.axis[1].dilation - c_.axis[1].padding;
-    const int64_t top = unit_top(unit);
-    walk.x = walk.count == 0
-                 ? unit.x
-                 : unit.x + ((rows.first - top) * c_.x.axis[0] + left) * plan_.element;
+    const int64_t x =
+        walk.count == 0 ? unit.x : unit.x + (rows.first - unit.top) * c_.x.axis[0] + left;
+    walk.x = plan_.x + x * plan_.element;
     if (!first) walk.dy_ahead = walk.x_ahead = 0;
-    const WalkLoop loop = plan_.kernels->loop(across, taps, taps > 1 ? plan_.along.stride : 1,
-                                              c_.axis[1].stride);
+    const WalkLoop loop =
+        plan_.kernels->loop(across, taps, taps > 1 ? plan_.along.stride : 1, c_.axis[1].stride);
     loop(sums(r * c_.axis[1].kernel + s), first ? sums(c_.taps()) : nullptr, walk);
-  }
-
-  // The row of x at unit.x.
-  int64_t unit_top(const Unit& unit) const noexcept {
-    return std::clamp<int64_t>(unit.row * c_.axis[0].stride - c_.axis[0].padding, 0,
-                               c_.axis[0].in - 1);
   }
 
   const RowsPlan& plan_;

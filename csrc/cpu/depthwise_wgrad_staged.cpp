@@ -129,10 +129,10 @@ void stage_x(const StagedPlan& plan, const Units& units, const char* x, Scalar* 
       zero(target, first);
       const int64_t offset =
           units.sample * c.x.batch + rows.start * c.x.axis[0] + columns.start * c.x.axis[1];
-      plan.staging->copy(
-          first, {unit, pitch, pitch - columns.length, unit - rows.length * pitch},
-          {x + offset * plan.element, c.x.batch, c.axis[0].stride * c.x.axis[0],
-           c.axis[1].stride * c.x.axis[1], units.count, rows.length, columns.length, plan.x_memory.end});
+      plan.staging->copy(first, {unit, pitch, pitch - columns.length, unit - rows.length * pitch},
+                         {x + offset * plan.element, c.x.batch, c.axis[0].stride * c.x.axis[0],
+                          c.axis[1].stride * c.x.axis[1], units.count, rows.length, columns.length,
+                          plan.x_memory.end});
       zero(target + units.count * unit, end);
     }
   }
@@ -283,8 +283,8 @@ bool StagedPlan::prepare(const Convolution& c, int64_t width) noexcept {
   const int64_t unit = rows.pitch * columns.pitch;
   units = 1;
   if (rows.bands * columns.bands == 1) {
-    units = std::clamp<int64_t>(kTileScalars / (unit * (phases + 1)), 1,
-                                      std::max<int64_t>(c.batch, 1));
+    units =
+        std::clamp<int64_t>(kTileScalars / (unit * (phases + 1)), 1, std::max<int64_t>(c.batch, 1));
   }
   tile_count = divide_up(all_units, units);
   const int64_t length = units * unit;
@@ -298,8 +298,7 @@ bool StagedPlan::prepare(const Convolution& c, int64_t width) noexcept {
   dy_plane = round_up(length, staging::kMaxLanes) + staging::kMaxLanes;
   plane = round_up(length + behind + staging::kMaxLanes, staging::kMaxLanes) + staging::kMaxLanes;
   sums_bytes = round_up((c.taps() + 1) * kernels->lanes * 8, kCacheLine);
-  tile_bytes = sums_bytes +
-                     round_up((dy_plane + phases * plane) * scalar, kCacheLine);
+  tile_bytes = sums_bytes + round_up((dy_plane + phases * plane) * scalar, kCacheLine);
   // Blocks of tiles only where the channels alone leave threads without work.
   const int64_t channels = std::max<int64_t>(width, 1);
   blocks = std::clamp<int64_t>(kMaxTasks / channels, 1, std::max<int64_t>(tile_count, 1));

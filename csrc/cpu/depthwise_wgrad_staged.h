@@ -1,5 +1,5 @@
-// depthwise_wgrad one channel at a time, its planes staged in a tile first: for whatever strides have
-// no other way.
+// depthwise_wgrad one channel at a time, its planes staged in a tile first: for whatever strides
+// have no other way.
 #pragma once
 
 #include <algorithm>
@@ -12,9 +12,9 @@ namespace neq::depthwise {
 struct StagedKernels {
   // Elements of a vector, of float or, for fp64, of double; a power of two.
   int64_t lanes;
-  // sums[t] += dy * x[t] summed over `vectors` of a tile, for each of `taps` tiles and every lane on
-  // its own, and bias += dy unless it is null. At most kStagedTaps of them. The sums in between have
-  // the tile's type: at most kStagedVectors.
+  // sums[t] += dy * x[t] summed over `vectors` of a tile, for each of `taps` tiles and every lane
+  // on its own, and bias += dy unless it is null. At most kStagedTaps of them. The sums in between
+  // have the tile's type: at most kStagedVectors.
   void (*correlate)(double* sums, double* bias, const void* dy, const void* const* x, int64_t taps,
                     int64_t vectors);
 };

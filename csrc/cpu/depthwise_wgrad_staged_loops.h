@@ -1,5 +1,5 @@
-// The loop of depthwise_wgrad_staged.h for one instruction set. The file that includes it defines NEQ_LOOP,
-// which puts that set on a function, and hands in vectors V: see vectors_<set>.h.
+// The loop of depthwise_wgrad_staged.h for one instruction set. The file that includes it defines
+// NEQ_LOOP, which puts that set on a function, and hands in vectors V: see vectors_<set>.h.
 #include <cstdint>
 
 #include "depthwise_wgrad_staged.h"

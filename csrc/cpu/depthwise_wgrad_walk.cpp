@@ -6,12 +6,21 @@
 
 namespace neq::depthwise {
 
+namespace {
+
+// Most steps are 1 or 2, and a division takes as long as a dozen vectors.
+int64_t steps_for(int64_t distance, int64_t step) noexcept {
+  return step == 1 ? distance : step == 2 ? (distance + 1) / 2 : divide_up(distance, step);
+}
+
+}  // namespace
+
 Meeting Meeting::of(const Axis& axis, int64_t output, int64_t tap, int64_t step) noexcept {
   const int64_t origin = output * axis.stride + tap * axis.dilation - axis.padding;
-  const int64_t begin = origin < 0 ? divide_up(-origin, step) : 0;
+  const int64_t begin = origin < 0 ? steps_for(-origin, step) : 0;
   const int64_t first = origin + begin * step;
   if (first >= axis.in) return {begin, 0, 0};
-  return {begin, divide_up(axis.in - first, step), first};
+  return {begin, steps_for(axis.in - first, step), first};
 }
 
 TapChunks TapChunks::of(const Axis& axis, int64_t most) noexcept {

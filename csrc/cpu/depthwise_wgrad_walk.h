@@ -1,6 +1,6 @@
-// How depthwise_wgrad reads tensors where they are: vectors of dy along one of the two axes, each of
-// which meets vectors of x. A walk goes `along` one axis, whose taps meet the last few vectors of
-// dy, kept in registers; the taps of the other axis, `across`, are as many loads of x. So every
+// How depthwise_wgrad reads tensors where they are: vectors of dy along one of the two axes, each
+// of which meets vectors of x. A walk goes `along` one axis, whose taps meet the last few vectors
+// of dy, kept in registers; the taps of the other axis, `across`, are as many loads of x. So every
 // vector of dy is loaded once, and every vector of x once per tap across.
 //
 // With vectors along rows (NCHW), a walk goes down the columns and a tap across is a step to the
@@ -61,7 +61,7 @@ struct Along {
   }
 };
 
-// Distances in elements, unless they are said to be bytes.
+// Distances in elements.
 struct Walk {
   const char* dy;
   const char* x;  // of position `begin`
@@ -80,9 +80,11 @@ struct Walk {
   LaneRange x_lanes[kMaxAcross];
   Readable dy_memory;
   Readable x_memory;
-  int64_t dy_ahead;  // bytes to what is read later, and fetched meanwhile
+  // To what is read later, and fetched into the cache meanwhile, from dy's vector and from x's: for
+  // the last tap across, or the last two.
+  int64_t dy_ahead;
   int64_t x_ahead;
-  bool two_rows_ahead;  // whether x is fetched for two of the taps across
+  bool two_rows_ahead;
 };
 
 // sums[tap][lane] += dy * x, bias[lane] += dy unless it is null, of float (double).

@@ -73,7 +73,8 @@ struct Elements : Element {
   using EvenLanes = StepLanes<2>;
   template <int64_t kStep>
   static Vector load(const Storage* from, const StepLanes<kStep>& lanes, const Readable&) noexcept {
-    if (lanes.range.begin == 0 && lanes.range.end == Vectors::kLanes) return load_every<kStep>(from);
+    if (lanes.range.begin == 0 && lanes.range.end == Vectors::kLanes)
+      return load_every<kStep>(from);
     Vector value{};
     for (int64_t k = lanes.range.begin; k < lanes.range.end; ++k) {
       value[k] = Element::load(from[k * kStep]);
