@@ -108,9 +108,39 @@ def test_both_gradients_of_active_channels(form):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
 
+SMALL_WINDOWS = [
+    (kernel, stride, padding, dilation)
+    for kernel in (1, 2, 3, 4)
+    for stride in (1, 2, 3)
+    for padding in (0, 1, 2, 3)
+    for dilation in (1, 2)
+]
+
+
+@pytest.mark.parametrize("form", ["contiguous", "last"])
+@pytest.mark.parametrize("size", [1, 2, 4, 5, 7])
+def test_small_windows(size, form):
+    """Every one of them beside a usual one, along either dimension: whatever overlaps at a border,
+    or is left out there, shows in a sum."""
+    for kernel, stride, padding, dilation in SMALL_WINDOWS:
+        if size + 2 * padding <= dilation * (kernel - 1):
+            continue
+        for turn in (1, -1):
+            per_axis = ((size, 4), (kernel, 3), (stride, 1), (padding, 1), (dilation, 1))
+            dy, x, weight, window = tensors((3, 9, 2, *(a[::turn] for a in per_axis)), form=form)
+            dw, db = exact(dy, x, weight, window)
+            channels = lists(torch.tensor([0, 1], dtype=torch.int32), torch.tensor(2))
+            direct = backends.direct("conv_wgrad", "cpu", dy.dtype, 2)
+            rows, sums = direct(dy, x, weight, channels, True, *window, 1)
+            terms = dy.numel() // 2
+            close(rows, dw, terms, dy.dtype)
+            close(sums, db, terms, dy.dtype)
+
+
+@pytest.mark.parametrize("form", ["contiguous", "last"])
 @pytest.mark.parametrize("conv", CONVS.values(), ids=CONVS)
-def test_threads_change_no_bit(conv):
-    dy, x, weight, window = tensors(conv)
+def test_threads_change_no_bit(conv, form):
+    dy, x, weight, window = tensors(conv, form=form)
     channels = next(iter(sets(dy.shape[1])))
     threads = torch.get_num_threads()
     found = []
@@ -126,20 +156,26 @@ def test_threads_change_no_bit(conv):
         assert torch.equal(sums, found[0][1])
 
 
-def test_nothing_is_read_beyond_the_tensors():
+@pytest.mark.parametrize("inside", [("dy",), ("x",), ("dy", "x")], ids=" ".join)
+@pytest.mark.parametrize("form", ["contiguous", "last"])
+@pytest.mark.parametrize("conv", ["3x3", "1x1, rows that lie together"])
+def test_nothing_is_read_beyond_the_tensors(conv, form, inside):
     """What lies around dy and x in memory is not a number; what is multiplied by zero must be."""
-    dy, x, weight, window = tensors(CONVS["3x3"])
-    around = []
-    for t in (dy, x):
+    dy, x, weight, window = tensors(CONVS[conv], form=form)
+    dw, db = exact(dy, x, weight, window)
+    operands = {"dy": dy, "x": x}
+    for name in inside:
+        t = operands[name]
         memory = torch.full([s + 2 for s in t.shape], torch.nan)
-        inside = memory[tuple(slice(1, -1) for _ in t.shape)]
-        around.append(inside.copy_(t))
+        if form == "last":
+            memory = memory.contiguous(memory_format=torch.channels_last)
+        operands[name] = memory[tuple(slice(1, -1) for _ in t.shape)].copy_(t)
     channels = next(iter(sets(dy.shape[1])))
     direct = backends.direct("conv_wgrad", "cpu", dy.dtype, 2)
-    expected = direct(dy, x, weight, channels, True, *window, 1)
-    found = direct(*around, weight, channels, True, *window, 1)
-    assert torch.equal(found[0], expected[0])
-    assert torch.equal(found[1], expected[1])
+    rows, sums = direct(*operands.values(), weight, channels, True, *window, 1)
+    active, terms = channels.index.long(), dy.numel() // dy.shape[1]
+    close(rows[active], dw[active], terms, dy.dtype)
+    close(sums[active], db[active], terms, dy.dtype)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
-// The loop of conv_wgrad for one instruction set. The file that includes it defines NEQ_LOOP, which
-// puts that set on a function, and hands in vectors V: Scalar, Vector, kLanes, kRegisters (of
-// them), kRows (that it is fastest with), load, zero, fma(a, b, c) = a * b + c, sum(Vector), of its
-// lanes, and keep, which makes the compiler hold a vector in a register.
+// The loops of conv_wgrad for one instruction set. The file that includes them defines NEQ_LOOP,
+// which puts that set on a function, NEQ_LOOP_INLINE likewise, and hands in the elements E of
+// vectors_<set>.h, how many registers hold their vectors V, and how many rows the loops are fastest
+// with.
 #include <algorithm>
 #include <array>
 #include <cstdint>

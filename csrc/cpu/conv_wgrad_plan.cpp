@@ -105,7 +105,7 @@ neq_status plan_lanes(Call* call) noexcept {
   call->per_channel = 1;
   // The bias has a vector of its own, so that those of the next row are aligned.
   call->columns = c.taps() * call->per_tap + staging::kMaxLanes;
-  if (call->columns > kMost) return unsupported();
+  if (call->columns > kMost || call->width > kMost / kPieces) return unsupported();
   const double all = static_cast<double>(c.batch) * c.axis[0].out * out;
   const int64_t tasks = tasks_for(*call, all);
   call->blocks = std::min(tasks, divide_up(call->pieces, call->pieces_at_once));

@@ -46,18 +46,16 @@ struct Steps {
     steps.phases = std::min(axis.stride, (axis.kernel - 1) * axis.dilation + 1);
     steps.reach = (axis.kernel - 1) * axis.dilation / axis.stride;
     steps.count = axis.out + steps.reach;
-    // Rows share the zeros between them: those behind one are those before the next.
-    int64_t shared = steps.count;
+    // Rows share the zeros between them: those behind one are those before the next. A weight reads
+    // no more steps behind x than before it, and rounds to no more than phase 0 does.
     steps.pitch = axis.out;
     steps.beyond = steps.reach;
     for (int64_t phase = 0; phase < std::min(steps.phases, kMostPhases); ++phase) {
       const Range range = Range::of(axis, phase, steps.count);
       if (range.empty()) continue;
-      shared = std::min(shared, range.begin);
       steps.beyond = std::max(steps.beyond, range.begin);
       steps.pitch = std::max(steps.pitch, range.end);
     }
-    steps.pitch = std::max(steps.pitch, steps.count - shared);
     return steps;
   }
 };
@@ -73,9 +71,6 @@ struct Call {
   int64_t columns;      // of a row of sums: the weights, and the bias
   int64_t per_tap;      // columns from one weight of a channel to the next
   int64_t per_channel;  // and from one channel to the next
-  int64_t length;       // of a product
-  int64_t row;          // staged elements from one channel of dy to the next
-  int64_t channels;     // of x, at a time
   int64_t blocks;       // of positions
   int64_t channel_blocks;
   int64_t tile_bytes;  // of each task
@@ -83,9 +78,12 @@ struct Call {
 
   // Where x is staged.
   Steps steps[2];
-  int64_t plane;    // staged elements of a sample's channel
-  int64_t samples;  // staged at a time
-  int64_t column;   // staged elements from one phase of a channel of x to the next
+  int64_t plane;     // staged elements of a sample's channel
+  int64_t samples;   // staged at a time
+  int64_t length;    // of a product
+  int64_t row;       // staged elements from one channel of dy to the next
+  int64_t column;    // and from one phase of a channel of x to the next
+  int64_t channels;  // of x, staged at a time
 
   // Where it is not: output positions are taken in pieces of rows.
   int64_t pieces_of_row;

@@ -40,6 +40,15 @@ std::vector<Shape> shapes() {
         {3, 9, 6, {33}, {4}, {1}, {3}, {1}, order},                 // sequences
         {1, 2, 4, {2500}, {3}, {2}, {1}, {4}, order},
         {2, 70, 4, {70}, {3}, {3}, {2}, {1}, order},
+        {2, 3, 4, {20, 19}, {1, 1}, {1, 1}, {3, 4}, {1, 1}, order},  // padding beyond the reach
+        // Enough channels to be lanes: windows, rows cut in pieces, whole vectors and ends.
+        {2, 9, 5, {13, 20}, {3, 2}, {5, 7}, {2, 0}, {2, 1}, order},
+        {2, 16, 5, {15, 15}, {3, 3}, {2, 2}, {2, 2}, {2, 2}, order},
+        {2, 9, 4, {4, 4}, {3, 3}, {1, 1}, {5, 4}, {1, 1}, order},
+        {1, 17, 20, {20, 20}, {7, 5}, {1, 2}, {3, 2}, {1, 1}, order},
+        {2, 11, 3, {3, 300}, {3, 3}, {1, 1}, {1, 1}, {1, 1}, order},
+        {1, 8, 3, {2, 700}, {1, 3}, {1, 2}, {0, 1}, {1, 2}, order},
+        {1, 9, 3, {40}, {1}, {2}, {0}, {1}, order},  // one row, of which every other pixel is met
         {0, 4, 3, {6, 6}, {3, 3}, {1, 1}, {1, 1}, {1, 1}, order},  // an empty batch
         {2, 0, 3, {6, 6}, {3, 3}, {1, 1}, {1, 1}, {1, 1}, order},  // no inputs: the bias alone
         {2, 3, 0, {6, 6}, {3, 3}, {1, 1}, {1, 1}, {1, 1}, order},
@@ -108,6 +117,15 @@ void check_tiles(const Refusals& refusals) {
     wrong.x.size[1] = wrong.dw.size[1] = inputs;
     wrong.x.stride[1] = 0;
     wrong.dw.stride[0] = 9 * inputs;
+  });
+  refused([](Arguments& wrong) {  // sums of rows of them, beyond 64 bits; channels_last
+    const int64_t inputs = 1 << 26;
+    const int64_t outputs = INT32_MAX;
+    wrong.window = {{1, 1}, {0, 0}, {1, 1}};
+    wrong.dy = {wrong.dy.data, NEQ_F32, 4, {2, outputs, 3, 3}, {0, 1, 0, 0}};
+    wrong.x = {wrong.x.data, NEQ_F32, 4, {2, inputs, 3, 3}, {0, 1, 0, 0}};
+    wrong.dw = {wrong.dw.data, NEQ_F32, 4, {outputs, inputs, 1, 1}, {inputs, 1, 1, 1}};
+    wrong.width = outputs;
   });
 }
 
