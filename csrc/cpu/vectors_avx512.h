@@ -45,9 +45,8 @@ struct Floats {
     add_doubles(sums + 8, _mm512_cvtps_pd(_mm512_extractf32x8_ps(value, 1)));
   }
   NEQ_AVX512_INLINE static double total(__m512 value) {
-    return _mm512_reduce_add_pd(
-        _mm512_add_pd(_mm512_cvtps_pd(_mm512_castps512_ps256(value)),
-                      _mm512_cvtps_pd(_mm512_extractf32x8_ps(value, 1))));
+    return _mm512_reduce_add_pd(_mm512_add_pd(_mm512_cvtps_pd(_mm512_castps512_ps256(value)),
+                                              _mm512_cvtps_pd(_mm512_extractf32x8_ps(value, 1))));
   }
   NEQ_AVX512_INLINE static float sum(__m512 value) {
     const __m256 half =
@@ -147,7 +146,8 @@ struct Float64 : Double {
     return _mm512_maskz_loadu_pd(lanes.mask, from);
   }
   NEQ_AVX512_INLINE static __m512d load(const double* from, EvenLanes lanes, const Readable&) {
-    return even(_mm512_maskz_loadu_pd(lanes.low, from), _mm512_maskz_loadu_pd(lanes.high, from + 8));
+    return even(_mm512_maskz_loadu_pd(lanes.low, from),
+                _mm512_maskz_loadu_pd(lanes.high, from + 8));
   }
   using Double::load;
 };
