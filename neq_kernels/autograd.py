@@ -143,9 +143,10 @@ class ConvFunction(Function):
 
 
 def zeroing_hook(
-    index: Tensor, count: Tensor, mask: Tensor, dim: int
+    index: Tensor, count: Tensor, mask: Tensor, dim: int, fresh: bool
 ) -> Callable[[Tensor], Tensor]:
-    """A hook for a layer's parameter: its gradient, with zeros for the neurons frozen now.
+    """A hook for a layer's parameter: its gradient, with zeros for the neurons frozen now, written
+    into it if it is ``fresh``, nobody else's.
 
     ``mask`` is the set that ``index`` and ``count`` list, bool ``[size]``; neurons lie along
     dimension ``dim`` of the parameter. A hook costs a fraction of a Function, and goes with torch's
@@ -163,8 +164,7 @@ def zeroing_hook(
             if not shape:
                 shape.extend(-1 if d == dim else 1 for d in range(grad.dim()))
             return torch.where(mask.view(shape), grad, 0)
-        # A weight's gradient is fresh; a bias's may be the output's, reshaped.
-        if grad.dim() > 1 and not grad.requires_grad:
+        if fresh and not grad.requires_grad:
             return grad.index_fill_(dim, frozen, 0)
         return grad.index_fill(dim, frozen, 0)
 

@@ -137,6 +137,11 @@ class NEqLayer(nn.Module):
     def _neuron_dim(self, name: str) -> int:
         return 0
 
+    def _gradient_is_fresh(self, name: str) -> bool:
+        """Whether this parameter's gradient is a tensor of its own; a bias's may be the output's,
+        reshaped."""
+        return name == "weight"
+
     def _as_set(self, active: Chosen) -> ActiveSet:
         size = self.size
         if active is None:
@@ -297,8 +302,9 @@ class NEqLayer(nn.Module):
             return parameter
         hook = self._plan.hooks.get(name)
         if hook is None:
-            dim = self._neuron_dim(name)
-            hook = self._plan.hooks[name] = zeroing_hook(self._index, self._count, self._mask, dim)
+            dim, fresh = self._neuron_dim(name), self._gradient_is_fresh(name)
+            lists = self._index, self._count, self._mask
+            hook = self._plan.hooks[name] = zeroing_hook(*lists, dim, fresh)
         guarded = parameter.view_as(parameter)
         guarded.register_hook(hook)
         return guarded

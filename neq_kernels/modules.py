@@ -126,6 +126,9 @@ class _NEqNorm(NEqLayer):
             return parameter.detach()
         return self._guard(parameter, name)
 
+    def _gradient_is_fresh(self, name: str) -> bool:
+        return True
+
     def _normalise(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
         raise NotImplementedError
 

@@ -127,3 +127,22 @@ def test_a_wrong_input_is_refused_as_torch_refuses_it(case):
     with pytest.raises(ValueError) as ours:
         layer(wrong)
     assert str(ours.value) == str(torchs.value)
+
+
+@pytest.mark.parametrize(
+    ("make", "shape"),
+    [
+        (lambda: nn.BatchNorm1d(9).eval(), (1, 9)),
+        (lambda: nn.LayerNorm(9), (9,)),
+        (lambda: nn.RMSNorm(9), (9,)),
+    ],
+)
+def test_the_outputs_gradient_is_left_alone(make, shape, device):
+    """Even where the bias's has the same values, of the one position there is."""
+    layer = inside(make().to(device))
+    layer.set_active([1, 4])
+    dy = torch.ones(shape, device=device)
+    layer(torch.randn(shape, device=device)).backward(dy)
+    assert torch.equal(dy, torch.ones_like(dy))
+    frozen = [0, 2, 3, 5, 6, 7, 8]
+    assert all((p.grad[frozen] == 0).all() and (p.grad != 0).any() for p in layer.parameters())
