@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from bench import (
     channel_moments,
     compact,
+    conv_wgrad,
     depthwise_wgrad,
     layers,
     memory,
@@ -33,6 +34,7 @@ Main = Callable[[Sequence[str]], object]
 SUITE: tuple[tuple[Main, bool, tuple[str, ...]], ...] = (
     (pack_channels.main, True, ("--quick", "--seconds", "0.1")),
     (depthwise_wgrad.main, True, ("--quick", "--seconds", "0.1")),
+    (conv_wgrad.main, False, ("--quick", "--seconds", "0.1")),
     (channel_moments.main, True, ("--quick", "--seconds", "0.1")),
     (compact.main, True, ("--seconds", "0.05")),
     (layers.main, True, ("--quick", "--seconds", "0.1")),

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from bench.harness import (
     Provider,
     Row,
+    apart,
     input_sets,
     interleave,
     noise,
@@ -28,7 +29,7 @@ from bench.harness import (
     table,
     write_csv,
 )
-from bench.pack_channels import MIB, apart, keep_freed_memory
+from bench.pack_channels import MIB, keep_freed_memory
 from neq_kernels import native, reference
 
 KINDS = [

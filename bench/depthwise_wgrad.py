@@ -25,6 +25,7 @@ from tqdm import tqdm
 from bench.harness import (
     Provider,
     Row,
+    apart,
     input_sets,
     interleave,
     noise,
@@ -114,12 +115,7 @@ def measure(
         ways[f"{share:.0%}"] = partial(_ours, sets, weight, index, shape.stride)
         if share == FEW:
             ways["packing"] = partial(_pack, sets, index)
-    # In one round everybody works on another input: none finds what the last one read.
-    providers = {
-        name: Provider(lambda i, way=way, shift=shift: way((i + shift) % len(sets)))
-        for shift, (name, way) in enumerate(ways.items())
-    }
-    timings = interleave(providers, sets=len(sets), seconds=seconds, device=device)
+    timings = interleave(apart(ways, len(sets)), sets=len(sets), seconds=seconds, device=device)
     dense, reading = timings["aten"].median, timings["reading"].median
     last = layout == torch.channels_last
     rows = []

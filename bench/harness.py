@@ -43,6 +43,16 @@ class Provider:
     prepare: Callable[[int], object] | None = None
 
 
+def apart(ways: dict[str, Callable[[int], object]], sets: int) -> dict[str, Provider]:
+    """In one round everybody works on another input, as far as possible from those of the others:
+    none finds in the cache what another one has read."""
+    shifts = [k * sets // len(ways) for k in range(len(ways))]
+    return {
+        name: Provider(lambda i, way=way, shift=shift: way((i + shift) % sets))
+        for shift, (name, way) in zip(shifts, ways.items(), strict=True)
+    }
+
+
 @dataclass(frozen=True)
 class Timing:
     """Milliseconds."""

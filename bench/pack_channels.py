@@ -23,6 +23,7 @@ from tqdm import tqdm
 from bench.harness import (
     Provider,
     Row,
+    apart,
     input_sets,
     interleave,
     noise,
@@ -90,16 +91,6 @@ def _selected(inputs: list[Tensor], index: Tensor, bias: bool, i: int) -> None:
     packed = inputs[i].index_select(1, index)
     if bias:
         packed.sum([d for d in range(packed.dim()) if d != 1])
-
-
-def apart(ways: dict[str, Callable[[int], object]], sets: int) -> dict[str, Provider]:
-    """In one round everybody works on another input, as far as possible from those of the others:
-    none finds in the cache what another one has read."""
-    shifts = [k * sets // len(ways) for k in range(len(ways))]
-    return {
-        name: Provider(lambda i, way=way, shift=shift: way((i + shift) % sets))
-        for shift, (name, way) in zip(shifts, ways.items(), strict=True)
-    }
 
 
 def providers(inputs: list[Tensor], index: Tensor) -> dict[str, Provider]:
