@@ -11,7 +11,7 @@ writes three, SGD with momentum reads three and writes two.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -47,11 +47,15 @@ KINDS = {
 WHOLE = ("ResNet-32", "ViT", "ResNet-50")
 
 
-def layers_of(kind: str, mib: int) -> nn.Module:
+def layers_of(kind: str, mib: float) -> nn.Module:
     """As many layers as make ``mib`` MiB of parameters."""
     each = KINDS[kind]()
-    count = max(1, mib * MIB // sum(p.nbytes for p in each.parameters()))
+    count = max(1, int(mib * MIB) // sum(p.nbytes for p in each.parameters()))
     return nn.Sequential(*(KINDS[kind]() for _ in range(count)))
+
+
+def geometry_of(kind: str, mib: float) -> str:
+    return f"{mib} MiB of {kind}"
 
 
 def prepare(model: nn.Module, device: str) -> nn.Module:
@@ -86,8 +90,12 @@ def providers(name: str, model: nn.Module) -> dict[str, Optimizer]:
     return made
 
 
-def measure(name: str, model: nn.Module, geometry: str, seconds: float, device: str) -> list[Row]:
+def measure(
+    name: str, make: Callable[[], nn.Module], geometry: str, seconds: float, device: str
+) -> list[Row]:
     """A row per provider and share of active neurons."""
+    torch.manual_seed(0)
+    model = prepare(make(), device)
     optimizers = providers(name, model)
     elements = sum(p.numel() for p in model.parameters())
     rows = []
@@ -136,7 +144,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.set_flush_denormal(True)
     kinds = list(KINDS)[:1] if arguments.quick else list(KINDS)
     cases = [
-        (f"{mib} MiB of {kind}", partial(layers_of, kind, mib))
+        (geometry_of(kind, mib), partial(layers_of, kind, mib))
         for kind in kinds
         for mib in ((64,) if arguments.quick else (64, 256))
     ]
@@ -145,9 +153,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(noise_verdict(dense_noise(kinds[0], arguments.seconds, arguments.device)))
     rows = []
     for name, (geometry, make) in tqdm(list(product(arguments.optimizers, cases)), disable=None):
-        torch.manual_seed(0)
-        model = prepare(make(), arguments.device)
-        measured = measure(name, model, geometry, arguments.seconds, arguments.device)
+        measured = measure(name, make, geometry, arguments.seconds, arguments.device)
         tqdm.write(table(measured) + "\n")
         rows += measured
     path = arguments.output or results_path("row_optimizers", arguments.device)

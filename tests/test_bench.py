@@ -252,8 +252,9 @@ def test_overhead_measures_three_models(tmp_path):
 
 @pytest.mark.parametrize("name", row_optimizers.MOVED)
 def test_optimizers_are_measured_at_every_share(name):
-    model = row_optimizers.prepare(torch.nn.Sequential(torch.nn.Linear(8, 20)), "cpu")
-    rows = row_optimizers.measure(name, model, "small", 0.0, "cpu")
+    rows = row_optimizers.measure(
+        name, lambda: torch.nn.Sequential(torch.nn.Linear(8, 20)), "small", 0.0, "cpu"
+    )
     assert {row.active for row in rows} == set(row_optimizers.SHARES)
     assert [row.provider for row in rows[:5]] == [
         "torch, fused",

@@ -24,22 +24,24 @@ def units(
     found: dict[str, Callable[[], list[Row]]] = {}
     for mib in sizes:
         for dtype in DTYPES:
-            for kind in pack_channels.KINDS:
-                shape = pack_channels.Shape(*kind, mib)
+            for place in pack_channels.KINDS:
+                shape = pack_channels.Shape(*place, mib)
                 for share in SHARES:
-                    found[f"pack_channels {kind} {mib} {dtype} {share}"] = partial(
+                    found[f"pack_channels {place} {mib} {dtype} {share}"] = partial(
                         pack_channels.measure, shape, dtype, share, seconds, device
                     )
-            for kind in channel_moments.KINDS:
-                moments = channel_moments.Shape(*kind, mib)
-                found[f"channel_moments {kind} {mib} {dtype}"] = partial(
+            for place in channel_moments.KINDS:
+                moments = channel_moments.Shape(*place, mib)
+                found[f"channel_moments {place} {mib} {dtype}"] = partial(
                     channel_moments.measure, moments, dtype, seconds, device
                 )
         for optimizer in row_optimizers.MOVED:
-            for layers in row_optimizers.KINDS:
-                found[f"{optimizer} {layers} {mib}"] = partial(
-                    row_optimizers.measure, optimizer, layers, int(mib), seconds, device
-                )
+            for kind in row_optimizers.KINDS:
+                found[f"{optimizer} {kind} {mib}"] = partial(
+                    row_optimizers.measure, optimizer,
+                    partial(row_optimizers.layers_of, kind, mib),
+                    row_optimizers.geometry_of(kind, mib), seconds, device,
+                )  # fmt: skip
     for large in depthwise_wgrad.LARGE:
         for dtype in DTYPES:
             for layout in LAYOUTS:
