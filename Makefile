@@ -57,7 +57,7 @@ test-wheel: $(installed)
 	$(other)/bin/python -m pip install --quiet "$(OTHER_TORCH)" "$$(echo build/wheel/*.whl)[test]"
 	$(other)/bin/python -m pip install --quiet --no-deps --force-reinstall build/wheel/*.whl
 	mkdir $(other)/tests-of-wheel
-	cp -R tests bench examples docs csrc pyproject.toml README.md $(other)/tests-of-wheel
+	cp -R tests bench examples docs csrc Makefile pyproject.toml README.md $(other)/tests-of-wheel
 	cd $(other)/tests-of-wheel && ../bin/python -m neq_kernels && ../bin/python -m pytest \
 	    $(addprefix --ignore=tests/test_,architecture.py bench.py build.py examples.py wheel.py \
 	        triton_compilations.py triton_conv_aot.py triton_interpreted.py triton_linear_aot.py)
