@@ -260,6 +260,20 @@ def lists(index: Tensor, count: Tensor) -> Lists:
     return derived
 
 
+def check_unchanged(index: Tensor, version: int) -> None:
+    """Refuse a backward whose forward saw ``index`` at another version.
+
+    Raises:
+        RuntimeError: the set was changed in between.
+    """
+    if index._version != version:
+        raise RuntimeError(
+            "backward: expected the active set that the forward saw, but it was changed in between "
+            "by set_active or tracker.update(); change sets between optimizer steps, or run the "
+            "forward again"
+        )
+
+
 def capturing(tensor: Tensor) -> bool:
     """Whether what is done with ``tensor`` now goes into a CUDA graph, to be replayed later."""
     return tensor.is_cuda and torch.cuda.is_current_stream_capturing()

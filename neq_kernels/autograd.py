@@ -1,5 +1,8 @@
 """Autograd functions of the layers: save what is needed, compute what is asked.
 
+A ``setup_context`` of their own would have torch inspect signatures at every call, at some 40 us;
+transforms of torch.func, which need one, are served without these functions.
+
 ``mode`` says how the forward met its set:
 
 * ``"some"``: eager, some neurons active;
@@ -20,7 +23,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from neq_kernels import ops, planner
-from neq_kernels.active import Lists, capturing, lists
+from neq_kernels.active import Lists, check_unchanged, lists
 from neq_kernels.gradients import (
     ConvGeometry,
     Needed,
@@ -41,14 +44,11 @@ class LinearFunction(Function):
     """
 
     @staticmethod
-    def forward(x, weight, bias, index, count, columns, propagate, mode, plan):  # type: ignore[no-untyped-def]
-        return conv1d_forward(x, weight, bias) if columns else F.linear(x, weight, bias)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, weight, _, index, count, ctx.columns, ctx.propagate, ctx.mode, ctx.plan = inputs
+    def forward(ctx, x, weight, bias, index, count, columns, propagate, mode, plan):  # type: ignore[no-untyped-def]
+        ctx.columns, ctx.propagate, ctx.mode, ctx.plan = columns, propagate, mode, plan
         ctx.fan_in = x.shape[-1]
         _save(ctx, x, weight, index, count)
+        return conv1d_forward(x, weight, bias) if columns else F.linear(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None) -> Any:
@@ -94,19 +94,15 @@ class ConvFunction(Function):
     """
 
     @staticmethod
-    def forward(x, weight, bias, index, count, geometry, propagate, mode, plan):  # type: ignore[no-untyped-def]
+    def forward(ctx, x, weight, bias, index, count, geometry, propagate, mode, plan):  # type: ignore[no-untyped-def]
+        ctx.geometry, ctx.propagate, ctx.mode, ctx.plan = geometry, propagate, mode, plan
+        ctx.x_layout = (x.shape, x.stride())
+        _save(ctx, x, weight, index, count, always_weight=True)
         stride, padding, dilation, groups = geometry
         no_output_padding = (0,) * len(stride)
         return torch.convolution(
             x, weight, bias, stride, padding, dilation, False, no_output_padding, groups
         )
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, weight, _, index, count, geometry, ctx.propagate, ctx.mode, ctx.plan = inputs
-        ctx.geometry = geometry
-        ctx.x_layout = (x.shape, x.stride())
-        _save(ctx, x, weight, index, count, always_weight=True)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None) -> Any:
@@ -140,35 +136,6 @@ class ConvFunction(Function):
             )
             turn.stop()
             return (*gradients, *rest)
-
-
-def zeroing_hook(
-    index: Tensor, count: Tensor, mask: Tensor, dim: int, fresh: bool
-) -> Callable[[Tensor], Tensor]:
-    """A hook for a layer's parameter: its gradient, with zeros for the neurons frozen now, written
-    into it if it is ``fresh``, nobody else's.
-
-    ``mask`` is the set that ``index`` and ``count`` list, bool ``[size]``; neurons lie along
-    dimension ``dim`` of the parameter. A hook costs a fraction of a Function, and goes with torch's
-    own backward, at any order of differentiation. It must sit on an alias of the parameter made for
-    one use, whose gradient is nobody else's.
-    """
-    version = index._version
-    shape: list[int] = []
-    follows = index.device.type != "cpu" or capturing(index)
-    frozen = None if follows else lists(index, count).frozen
-
-    def zero(grad: Tensor) -> Tensor:
-        _check_unchanged(index, version)
-        if frozen is None:  # a device reads the set as a captured graph finds it
-            if not shape:
-                shape.extend(-1 if d == dim else 1 for d in range(grad.dim()))
-            return torch.where(mask.view(shape), grad, 0)
-        if fresh and not grad.requires_grad:
-            return grad.index_fill_(dim, frozen, 0)
-        return grad.index_fill(dim, frozen, 0)
-
-    return zero
 
 
 def _save(
@@ -211,17 +178,8 @@ def forward_key(x: Tensor, needed: Sequence[bool]) -> tuple[Any, ...]:
 
 
 def _channels(ctx: Any) -> Lists:
-    _check_unchanged(ctx.index, ctx.version)
+    check_unchanged(ctx.index, ctx.version)
     return lists(ctx.index, ctx.count)
-
-
-def _check_unchanged(index: Tensor, version: int) -> None:
-    if index._version != version:
-        raise RuntimeError(
-            "backward: expected the active set that the forward saw, but it was changed in between "
-            "by set_active or tracker.update(); change sets between optimizer steps, or run the "
-            "forward again"
-        )
 
 
 def _constant_rows(weight: Tensor | None, channels: Lists, dim: int) -> Tensor | None:

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from neq_kernels.active import ActiveSet, bound, capturing, check_bound, forget_bound
-from neq_kernels.autograd import forward_key, zeroing_hook
+from neq_kernels.autograd import forward_key
 from neq_kernels.planner import LayerPlan
+from neq_kernels.zeroing import Zeroing
 
 Chosen = Tensor | Sequence[bool] | Sequence[int] | ActiveSet | None
 PROPAGATE = ("all", "active")
@@ -137,11 +138,6 @@ class NEqLayer(nn.Module):
     def _neuron_dim(self, name: str) -> int:
         return 0
 
-    def _gradient_is_fresh(self, name: str) -> bool:
-        """Whether this parameter's gradient is a tensor of its own; a bias's may be the output's,
-        reshaped."""
-        return name == "weight"
-
     def _as_set(self, active: Chosen) -> ActiveSet:
         size = self.size
         if active is None:
@@ -236,14 +232,13 @@ class NEqLayer(nn.Module):
         if self._index.device != self.weight.device:
             self._allocate()
 
-    def _mode(self, x: Tensor) -> str:
+    def _mode(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> str:
         """How this forward meets its set: "plain" where torch's own layer does the same thing,
         "detached" where no gradient is wanted, "masked" under torch.func's transforms, else one of
         the modes of :mod:`neq_kernels.autograd`."""
         if not torch.is_grad_enabled():
             return "plain"
-        bias = getattr(self, "bias", None)
-        trains = self.weight.requires_grad or (bias is not None and bias.requires_grad)
+        trains = any(p is not None and p.requires_grad for p in (weight, bias))
         if not trains and not (self._propagate == "active" and x.requires_grad):
             return "plain"
         if torch.compiler.is_compiling():
@@ -270,25 +265,24 @@ class NEqLayer(nn.Module):
         if not torch.compiler.is_compiling() and self._active.is_full:
             self._bind_graph()
             return super().forward(x)
-        mode = self._mode(x)
+        weight, bias = self.weight, getattr(self, "bias", None)
+        mode = self._mode(x, weight, bias)
         if mode in ("none", "cut", "detached"):
             self._bind_graph()
         if mode == "plain":
             return super().forward(x)
-        bias = getattr(self, "bias", None)
         if mode == "masked":
             return self._masked(x, bias)
         if mode == "detached":
             x = x.detach() if self._propagate == "active" else x
-            return self._compute(x, self.weight.detach(), None if bias is None else bias.detach())
+            return self._compute(x, weight.detach(), None if bias is None else bias.detach())
         if mode in ("none", "cut"):
             # No part of this node: a reducer that waits for them is answered by the tether.
-            weight, bias = self.weight.detach(), None if bias is None else bias.detach()
+            weight, bias = weight.detach(), None if bias is None else bias.detach()
             return self._sparse(mode, *cast_for_autocast(x, weight, bias))
-        x, weight, bias = cast_for_autocast(x, self.weight, bias)
+        x, weight, bias = cast_for_autocast(x, weight, bias)
         if mode == "some" and self._plan.dense and self._goes_dense(x, weight, bias):
-            bias = None if bias is None else self._guard(bias, "bias")
-            return self._compute(x, self._guard(weight, "weight"), bias)
+            return self._zeroed(x, weight, bias)
         return self._sparse(mode, x, weight, bias)
 
     def _goes_dense(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
@@ -296,18 +290,16 @@ class NEqLayer(nn.Module):
         needed = x.requires_grad, weight.requires_grad, bias is not None and bias.requires_grad
         return forward_key(x, needed) in self._plan.dense
 
-    def _guard(self, parameter: Tensor, name: str) -> Tensor:
-        """``parameter``, with zeros in the gradient's frozen rows."""
-        if not parameter.requires_grad:
-            return parameter
-        hook = self._plan.hooks.get(name)
-        if hook is None:
-            dim, fresh = self._neuron_dim(name), self._gradient_is_fresh(name)
-            lists = self._index, self._count, self._mask
-            hook = self._plan.hooks[name] = zeroing_hook(*lists, dim, fresh)
-        guarded = parameter.view_as(parameter)
-        guarded.register_hook(hook)
-        return guarded
+    def _zeroed(self, x: Tensor, weight: Any, bias: Tensor | None) -> Tensor:
+        """The layer's output by torch's own operations, whose backward then zeroes the gradients'
+        frozen rows."""
+        plan = self._plan
+        if plan.zeroing is None:
+            dim = self._neuron_dim("weight")
+            plan.zeroing = Zeroing(self._index, self._count, self._mask, dim)
+        y = self._compute(x, weight, bias)
+        plan.zeroing.attach(y, x, weight, bias)
+        return y
 
     def _masked(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """The same gradients from torch's own differentiable operations, frozen rows included in
@@ -330,7 +322,7 @@ class NEqLayer(nn.Module):
         shape[axis] = -1
         return self._mask.view(shape)
 
-    def _compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def _compute(self, x: Tensor, weight: Any, bias: Tensor | None) -> Tensor:
         """The layer's output, as torch's own layer computes it from these parameters."""
         raise NotImplementedError
 

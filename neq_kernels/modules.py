@@ -109,34 +109,29 @@ class _NEqNorm(NEqLayer):
         if not torch.compiler.is_compiling() and self._active.is_full:
             self._bind_graph()
             return super(NEqLayer, self).forward(x)
-        mode = self._mode(x)
+        weight, bias = self.weight, getattr(self, "bias", None)
+        mode = self._mode(x, weight, bias)
         if mode == "plain":
             return super(NEqLayer, self).forward(x)
-        weight, bias = (self._guarded(mode, name) for name in ("weight", "bias"))
-        return self._normalise(x, weight, bias)
+        if mode == "some":
+            return self._zeroed(x, weight, bias)
+        return self._compute(x, self._constant(mode, "weight"), self._constant(mode, "bias"))
 
-    def _guarded(self, mode: str, name: str) -> Tensor | None:
+    def _constant(self, mode: str, name: str) -> Tensor | None:
+        """A parameter whose frozen neurons, or all of them, are constants."""
         parameter = getattr(self, name, None)
         if parameter is None or not parameter.requires_grad:
             return parameter
         if mode in ("opaque", "masked"):
             return self._mask_rows(parameter, name)
-        if self._active.is_empty:
-            self._bind_graph()
-            return parameter.detach()
-        return self._guard(parameter, name)
-
-    def _gradient_is_fresh(self, name: str) -> bool:
-        return True
-
-    def _normalise(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-        raise NotImplementedError
+        self._bind_graph()
+        return parameter.detach()
 
 
 class _NEqBatchNorm(_NEqNorm, nn.modules.batchnorm._BatchNorm):
     channel_axis = 1
 
-    def _normalise(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    def _compute(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
         self._check_input_dim(x)
         momentum = 0.0 if self.momentum is None else self.momentum
         if self.training and self.track_running_stats and self.num_batches_tracked is not None:
@@ -180,7 +175,7 @@ class NEqLayerNorm(_NEqNorm, nn.LayerNorm):
 
     origin = nn.LayerNorm
 
-    def _normalise(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    def _compute(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
         return F.layer_norm(x, self.normalized_shape, weight, bias, self.eps)
 
 
@@ -189,7 +184,7 @@ class NEqRMSNorm(_NEqNorm, nn.RMSNorm):
 
     origin = nn.RMSNorm
 
-    def _normalise(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    def _compute(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
         return F.rms_norm(x, self.normalized_shape, weight, self.eps)
 
 

@@ -24,12 +24,9 @@ class Tether(Function):
     """``output`` unchanged; ``parameters`` get the gradient None."""
 
     @staticmethod
-    def forward(output: Tensor, *parameters: Tensor) -> Tensor:
+    def forward(ctx: Any, output: Tensor, *parameters: Tensor) -> Tensor:
+        ctx.tethered = len(parameters)
         return output.view_as(output)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.tethered = len(inputs) - 1
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cases import CONV, LINEAR, NORM, by_name, conv1d_columns, randn
+from cases import CONV, LINEAR, NORM, by_name, conv1d_columns, randn, size_of
 from torch import nn
 
 import neq_kernels as neq
@@ -31,6 +31,30 @@ def converted(case, index=(1, 4), propagate="all", dtype=torch.float32):
     layer = neq.convert(case.layer(dtype), propagate=propagate)
     layer.set_active(list(index))
     return layer
+
+
+class Masked:
+    """The definition: frozen rows are constants; with "active", so are the frozen outputs."""
+
+    def __init__(self, case, index, propagate):
+        self.layer = case.layer(torch.float64)
+        self.active = neq.ActiveSet.from_index(list(index), size_of(self.layer))
+        self.propagate, self.case = propagate, case
+
+    def __call__(self, x):
+        mask = self.active.mask()
+        parameters = {}
+        for name, p in self.layer.named_parameters():
+            columns = name == "weight" and self.case is KINDS["columns"]
+            shape = [1] * p.dim()
+            shape[int(columns)] = -1
+            parameters[name] = torch.where(mask.view(shape), p, p.detach())
+        y = torch.func.functional_call(self.layer, parameters, x)
+        if self.propagate == "active" and self.layer.weight.dim() > 1:
+            shape = [1] * y.dim()
+            shape[1 if isinstance(self.layer, nn.Conv2d) else -1] = -1
+            y = torch.where(mask.view(shape), y, y.detach())
+        return y
 
 
 def grads(model):

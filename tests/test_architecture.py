@@ -18,7 +18,7 @@ LEVELS = {
     "native": 1, "kernels": 1,
     "backends": 2, "planner": 2,
     "gradients": 3, "ops": 3, "sets": 3,
-    "autograd": 4,
+    "autograd": 4, "zeroing": 4,
     "layer": 5, "modules": 5,
     "first_forward": 6, "reach": 6, "tether": 6, "convert": 6, "report": 6, "optim": 6,
     "backward_graph": 6, "example": 6,

@@ -4,9 +4,10 @@ import copy
 
 import pytest
 import torch
-from cases import randn, size_of, zeroed
+from cases import randn, zeroed
 from kinds import (
     KINDS,
+    Masked,
     converted,
     each_kind,
     each_propagate,
@@ -22,30 +23,6 @@ from neq_kernels.convert import converted_layers
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-class _Masked:
-    """The definition: frozen rows are constants; with "active", so are the frozen outputs."""
-
-    def __init__(self, case, index, propagate):
-        self.layer = case.layer(torch.float64)
-        self.active = neq.ActiveSet.from_index(list(index), size_of(self.layer))
-        self.propagate, self.case = propagate, case
-
-    def __call__(self, x):
-        mask = self.active.mask()
-        parameters = {}
-        for name, p in self.layer.named_parameters():
-            columns = name == "weight" and self.case is KINDS["columns"]
-            shape = [1] * p.dim()
-            shape[int(columns)] = -1
-            parameters[name] = torch.where(mask.view(shape), p, p.detach())
-        y = torch.func.functional_call(self.layer, parameters, x)
-        if self.propagate == "active" and self.layer.weight.dim() > 1:
-            shape = [1] * y.dim()
-            shape[1 if isinstance(self.layer, nn.Conv2d) else -1] = -1
-            y = torch.where(mask.view(shape), y, y.detach())
-        return y
-
-
 @each_kind
 @each_propagate
 @pytest.mark.parametrize("index", [(1, 4), ()], ids=["some", "none"])
@@ -53,7 +30,7 @@ def test_gradient_penalty(case, propagate, index, path):
     if propagate == "active" and not index and case.layer().weight.dim() > 1:
         pytest.skip("nothing passes: there is no first derivative")
     layer = converted(case, index, propagate, torch.float64)
-    truth = _Masked(case, index, propagate)
+    truth = Masked(case, index, propagate)
     found = []
     for model, own in ((layer, layer), (truth, truth.layer)):
         x = case.x(torch.float64)
@@ -73,7 +50,7 @@ def test_gradient_penalty(case, propagate, index, path):
 @each_propagate
 def test_second_derivatives_of_the_weight_gradient(case, propagate, path):
     layer = converted(case, (1, 4), propagate, torch.float64)
-    truth = _Masked(case, (1, 4), propagate)
+    truth = Masked(case, (1, 4), propagate)
     found = []
     for model, own in ((layer, layer), (truth, truth.layer)):
         x = case.x(torch.float64)

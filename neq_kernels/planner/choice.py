@@ -7,14 +7,13 @@ import os
 import platform
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from math import log
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from neq_kernels.active import bucket
 from neq_kernels.planner import rule, store
@@ -28,9 +27,9 @@ CERTAIN = (0.1, 10.0)
 # Sizes of the batch that one layer has measured; the rule decides for more.
 MOST_SHAPES = 4
 # Candidates are timed within an autograd Function, which a layer settled on "dense" leaves for
-# hooks on torch's own backward. What that spares, forward included, the others are charged; in
-# milliseconds.
-FUNCTION_MS = 0.05
+# hooks on torch's own backward. What that spares, forward included and with the caches that a
+# network leaves cold, the others are charged; in milliseconds.
+FUNCTION_MS = 0.07
 SAVE_EVERY = 60.0
 
 Key = tuple[Any, ...]
@@ -45,7 +44,7 @@ class LayerPlan:
         why: "measured", "measuring" or "rule".
         settled: decisions by what the caller can tell a geometry from.
         dense: what a forward can tell beforehand that its backward will be dense.
-        hooks: made for the set of now, by the parameter's name.
+        zeroing: the caller's, for the set of now.
         shapes: what this layer has measured, whatever its set was.
     """
 
@@ -53,11 +52,11 @@ class LayerPlan:
     why: str = ""
     settled: dict[Key, Settled] = field(default_factory=dict)
     dense: set[Key] = field(default_factory=set)
-    hooks: dict[str, Callable[[Tensor], Tensor]] = field(default_factory=dict)
+    zeroing: Any = None
     shapes: set[str] = field(default_factory=set)
 
     def __reduce__(self) -> tuple[type[LayerPlan], tuple[()]]:
-        # Hooks hold the layer's lists: a copy of the layer makes its own.
+        # Zeroing holds the layer's lists: a copy of the layer makes its own.
         return LayerPlan, ()
 
     def forget(self) -> None:
@@ -65,7 +64,7 @@ class LayerPlan:
         self.path, self.why = None, ""
         self.settled.clear()
         self.dense.clear()
-        self.hooks.clear()
+        self.zeroing = None
 
 
 class Plan:
