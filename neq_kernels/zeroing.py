@@ -104,8 +104,12 @@ class Zeroing:
         check_unchanged(self._index, self._version)
         for position, dim in places:
             gradient = gradients[position]
-            if gradient is not None:
-                gradient.index_fill_(dim, self._frozen, 0)
+            if gradient is None:
+                continue
+            if dim == 1 and gradient.stride(0) < gradient.stride(1):
+                # index_fill_ would go through the neurons one element after the other.
+                gradient, dim = gradient.t(), 0
+            gradient.index_fill_(dim, self._frozen, 0)
         return None
 
     def _after(self, places: Places, use: Use, gradients: Gradients, outer: Gradients) -> Gradients:

@@ -6,12 +6,13 @@ import torch.nn.functional as F
 from cases import CONV, LINEAR, NORM, conv1d_columns, randn
 from kinds import KINDS, Masked, assert_frozen_rows_zero, converted, each_kind
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import neq_kernels as neq
 from neq_kernels import zeroing
 from neq_kernels.planner import rule
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "device")
 known = pytest.mark.parametrize("known", [True, False], ids=["known nodes", "unknown nodes"])
 
 
@@ -133,3 +134,20 @@ def test_a_changed_set_is_refused_at_every_order():
         layer.set_active([0])
         with pytest.raises(RuntimeError, match="expected the active set that the forward saw"):
             torch.autograd.grad(y.sum(), layer.weight, create_graph=create_graph)
+
+
+@pytest.mark.parametrize("kind", ["linear", "conv"])
+def test_neurons_are_zeroed_in_runs_of_memory(kind):
+    class Filled(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func is torch.ops.aten.index_fill_.int_Scalar and args[0].dim() > 1:
+                filled.append((args[0].stride(), args[1]))
+            return func(*args, **(kwargs or {}))
+
+    filled, case = [], KINDS[kind]
+    layer = settled(converted(case), case.x())
+    y = layer(case.x()).sum()
+    with Filled():
+        y.backward()
+    ((strides, dim),) = filled
+    assert strides[dim] == max(strides)
