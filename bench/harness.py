@@ -43,14 +43,26 @@ class Provider:
     prepare: Callable[[int], object] | None = None
 
 
-def apart(ways: dict[str, Callable[[int], object]], sets: int) -> dict[str, Provider]:
-    """In one round everybody works on another input, as far as possible from those of the others:
-    none finds in the cache what another one has read."""
-    shifts = [k * sets // len(ways) for k in range(len(ways))]
-    return {
-        name: Provider(lambda i, way=way, shift=shift: way((i + shift) % sets))
-        for shift, (name, way) in zip(shifts, ways.items(), strict=True)
-    }
+def shifts(ways: int, sets: int) -> list[int]:
+    """How far apart ``ways`` go through ``sets`` of inputs, so that in one round none finds in the
+    cache what another one has read."""
+    return [k * sets // ways for k in range(ways)]
+
+
+def apart(ways: Mapping[str, Callable[[int], object] | Provider], sets: int) -> dict[str, Provider]:
+    """In one round everybody works on another input, as far as can be from those of the others."""
+    made = {}
+    for shift, (name, way) in zip(shifts(len(ways), sets), ways.items(), strict=True):
+        provider = way if isinstance(way, Provider) else Provider(way)
+        made[name] = Provider(
+            _shifted(provider.run, shift, sets),
+            provider.prepare and _shifted(provider.prepare, shift, sets),
+        )
+    return made
+
+
+def _shifted(run: Callable[[int], object], shift: int, sets: int) -> Callable[[int], object]:
+    return lambda i: run((i + shift) % sets)
 
 
 @dataclass(frozen=True)

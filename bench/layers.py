@@ -30,6 +30,7 @@ from bench.harness import (
     Provider,
     Row,
     Timing,
+    apart,
     input_sets,
     interleave,
     noise,
@@ -154,7 +155,7 @@ def measure(
         settle(runs[name].layer, runs[name].step)
         runs[name].record()
     providers = {name: Provider(run.run, run.prepare) for name, run in runs.items()}
-    timings = interleave(providers, sets=sets, seconds=seconds, device=device)
+    timings = interleave(apart(providers, sets), sets=sets, seconds=seconds, device=device)
     weight = runs["dense"].layer.weight
     moved = (1 + needs_dx) * (example.nbytes + weight.nbytes) + output.nbytes
     return [

@@ -29,7 +29,7 @@ from tqdm import tqdm
 import neq_kernels as neq
 from bench.cases import CASES, Case, conv, linear
 from bench.fresh import run_fresh, settle
-from bench.harness import input_sets, results_path, write_csv
+from bench.harness import input_sets, results_path, shifts, write_csv
 
 SHARES = (0.9, 0.5, 0.1)
 LIMIT, SMALL_MS, FREE_US = 0.97, 0.3, 20.0
@@ -179,11 +179,12 @@ def measure(case: Case, share: float, seconds: float, run: str) -> Result:
     """One point, for about ``seconds``."""
     made = contenders(case, share)
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in made}
+    ahead = dict(zip(made, shifts(len(made), len(made["ours"].inputs)), strict=True))
     names, done, end = list(made), 0, time.perf_counter() + seconds
     while done < ROUNDS[0] or (done < ROUNDS[1] and time.perf_counter() < end):
         first = done % len(names)
         for name in names[first:] + names[:first]:
-            times[name].append(made[name].step(done))
+            times[name].append(made[name].step(done + ahead[name]))
         done += 1
     dense, again, ours = (torch.tensor(found, dtype=torch.float64).T for found in times.values())
     path = neq.report(made["ours"].layer).layers[0].path

@@ -30,6 +30,8 @@ MOST_SHAPES = 4
 # hooks on torch's own backward. What that spares, forward included and with the caches that a
 # network leaves cold, the others are charged; in milliseconds.
 FUNCTION_MS = 0.07
+# And this share of their time: where a few turns tell hardly anything apart, dense is the safe way.
+MARGIN = 0.05
 SAVE_EVERY = 60.0
 
 Key = tuple[Any, ...]
@@ -124,7 +126,7 @@ class Plan:
                 if warms_up:
                     return
                 stays = path != "dense" and geometry.propagate == "all"
-                race.add(path, ms + FUNCTION_MS if stays else ms)
+                race.add(path, (1 + MARGIN) * ms + FUNCTION_MS if stays else ms)
                 winner = race.winner()
             if winner is not None and self._races.get(key) is race:
                 self.decide(geometry, winner)
