@@ -17,7 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -154,13 +154,19 @@ def contenders(case: Case, share: float) -> dict[str, Contender]:
         after = _zeroing(plain, active.frozen, int(case.kind == "columns"))
         made[name] = Contender(plain, inputs, gradients, needs_dx, after)
     ours = neq.convert(deepcopy(layer))
-    ours.set_active(active)
     made["ours"] = Contender(ours, inputs, gradients, needs_dx)
+    warm_up(made)  # in training, too, memory has been used before anything is frozen
+    ours.set_active(active)
     settle(ours, made["ours"].step)
-    for one in made.values():  # graphs from before are not those of a settled layer
-        for i in range(sets):
-            one.step(i)
+    warm_up(made)  # graphs from before are not those of a settled layer
     return made
+
+
+def warm_up(made: Mapping[str, Contender]) -> None:
+    """A step of every contender with every set of inputs."""
+    for one in made.values():
+        for i in range(len(one.inputs)):
+            one.step(i)
 
 
 def _zeroing(layer: nn.Module, frozen: Tensor, dim: int) -> Callable[[], None] | None:

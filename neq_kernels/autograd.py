@@ -163,7 +163,7 @@ def _turn(
     weight gradient there is nothing to choose."""
     if torch.is_grad_enabled() or not needed.dw:
         return _DENSE
-    key = (dy.shape, dy.stride(), dy.dtype, needed)
+    key = (planner.scales(dy.shape), dy.is_contiguous(), dy.dtype, needed)
     plan: planner.LayerPlan = ctx.plan
     turn = plan.settled.get(key) or planner.start(geometry(), plan, key)
     plan.path, plan.why = turn.path, turn.why
@@ -174,7 +174,7 @@ def _turn(
 
 def forward_key(x: Tensor, needed: Sequence[bool]) -> tuple[Any, ...]:
     """By what a forward can tell beforehand which way its backward goes."""
-    return x.shape, x.stride(), x.dtype, *needed
+    return planner.scales(x.shape), x.is_contiguous(), x.dtype, *needed
 
 
 def _channels(ctx: Any) -> Lists:

@@ -238,7 +238,9 @@ class NEqLayer(nn.Module):
         the modes of :mod:`neq_kernels.autograd`."""
         if not torch.is_grad_enabled():
             return "plain"
-        trains = any(p is not None and p.requires_grad for p in (weight, bias))
+        trains = (weight is not None and weight.requires_grad) or (
+            bias is not None and bias.requires_grad
+        )
         if not trains and not (self._propagate == "active" and x.requires_grad):
             return "plain"
         if torch.compiler.is_compiling():

@@ -4,7 +4,7 @@ Candidates are compared where the training itself needs their result, so that on
 regret costs; a bounded number of turns, then never again. ``NEQ_PLAN=off`` leaves it to the rule.
 """
 
-from neq_kernels.planner.choice import LayerPlan, Plan, plan, settled, start
+from neq_kernels.planner.choice import LayerPlan, Plan, plan, scales, settled, start
 from neq_kernels.planner.clock import Settled
 from neq_kernels.planner.rule import RATES, Geometry, choose, ways
 
@@ -16,6 +16,7 @@ __all__ = [
     "Settled",
     "choose",
     "plan",
+    "scales",
     "settled",
     "start",
     "ways",

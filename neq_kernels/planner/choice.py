@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, lru_cache
 from math import log
 from typing import Any
 
@@ -237,6 +237,12 @@ def _processor() -> str:
     return f"{found['model name']} {found.get('cpu family', '')}.{found.get('model', '')}"
 
 
+@lru_cache(maxsize=4096)
+def scales(sizes: tuple[int, ...]) -> tuple[int, ...]:
+    """Sizes up to a factor of 1.25: within it, what was decided for one holds for the others."""
+    return tuple(round(log(max(size, 1), 1.25)) for size in sizes)
+
+
 def _may_measure(device: str) -> bool:
     if torch.are_deterministic_algorithms_enabled():
         return False
@@ -246,7 +252,7 @@ def _may_measure(device: str) -> bool:
 def _shape(geometry: Geometry) -> str:
     """A geometry without its count, sizes that follow the batch up to a factor of 1.25."""
     g = geometry
-    sizes = "x".join(str(round(log(max(size, 1), 1.25))) for size in g.shape)
+    sizes = "x".join(map(str, scales(g.shape)))
     needed = "".join("+" if wanted else "-" for wanted in g.needed)
     deterministic = torch.are_deterministic_algorithms_enabled()
     threads = f"{torch.get_num_threads()} threads" if g.device == "cpu" else ""
