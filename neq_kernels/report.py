@@ -115,7 +115,10 @@ def _path(layer: NEqLayer) -> str:
         return "no backward yet"
     if plan.why == "measuring":
         return f"{plan.path}, being compared"
-    why = "faster here as measured" if plan.why == "measured" else "faster here by the rule"
+    why = {
+        "measured": "faster here as measured",
+        "near": "faster at the nearest sizes measured",
+    }.get(plan.why, "faster here by the rule")
     if plan.path == "dense":
         return f"dense, frozen rows zeroed: {why}"
     spatial = max(layer.weight.dim() - 2, 0)

@@ -26,6 +26,9 @@ MODES = ("measure", "off")
 CERTAIN = (0.1, 10.0)
 # Sizes of the batch that one layer has measured; the rule decides for more.
 MOST_SHAPES = 4
+# What is decided holds for sizes so many factors of 1.25 away, where nothing was measured.
+NEAR = 6
+SIZES = "1.25^"
 # Candidates are timed within an autograd Function, which a layer settled on "dense" leaves for
 # hooks on torch's own backward. What that spares, forward included and with the caches that a
 # network leaves cold, the others are charged; in milliseconds.
@@ -84,6 +87,7 @@ class Plan:
     def clear(self) -> None:
         """Forget everything in memory; what is on disk is read again when first needed."""
         self._decided: dict[str, dict[int, str]] = {}
+        self._scales: dict[str, set[tuple[int, ...]]] = {}
         self._races: dict[tuple[str, int], Race] = {}
         self._unsaved: dict[str, str] = {}
         self._read = False
@@ -91,8 +95,22 @@ class Plan:
 
     def known(self, geometry: Geometry) -> str | None:
         """The decision for this geometry, if there is one."""
+        return self._known(geometry, scales(geometry.shape))
+
+    def near(self, geometry: Geometry) -> str | None:
+        """The decision for the nearest sizes not farther than :data:`NEAR`, all else the same."""
         self._load()
-        counts = self._decided.get(_shape(geometry), {})
+        here = scales(geometry.shape)
+        found = self._scales.get(_shape(geometry, ()), ())
+        apart = {there: _apart(here, there) for there in found if len(there) == len(here)}
+        for there in sorted(apart, key=apart.__getitem__):
+            if apart[there] <= NEAR and (path := self._known(geometry, there)):
+                return path
+        return None
+
+    def _known(self, geometry: Geometry, sizes: tuple[int, ...]) -> str | None:
+        self._load()
+        counts = self._decided.get(_shape(geometry, sizes), {})
         here = bucket(geometry.count)
         if here in counts:
             return counts[here]
@@ -108,6 +126,7 @@ class Plan:
         shape, count = _shape(geometry), bucket(geometry.count)
         with self._lock:
             self._decided.setdefault(shape, {})[count] = path
+            self._note(shape)
             self._races.pop((shape, count), None)
             self._unsaved[_name(shape, count)] = path
         if time.monotonic() - self._saved > SAVE_EVERY:
@@ -166,6 +185,15 @@ class Plan:
             shape, _, count = name.rpartition(" count=")
             if count.isdecimal():
                 self._decided.setdefault(shape, {})[int(count)] = path
+                self._note(shape)
+
+    def _note(self, shape: str) -> None:
+        before, mark, after = shape.partition(SIZES)
+        sizes, _, rest = after.partition(" ")
+        numbers = sizes.split("x")
+        if all(number.lstrip("-").isdecimal() for number in numbers):
+            family = self._scales.setdefault(f"{before}{mark} {rest}", set())
+            family.add(tuple(map(int, numbers)))
 
 
 def start(geometry: Geometry, layer: LayerPlan, key: Key) -> Settled:
@@ -197,7 +225,8 @@ def _start(geometry: Geometry, layer: LayerPlan) -> Settled:
     shape = _shape(geometry)
     full = len(layer.shapes) >= MOST_SHAPES and shape not in layer.shapes
     if full or not _may_measure(geometry.device):
-        return known
+        near = plan.near(geometry)
+        return Settled(near, "near") if near in rule.ways(geometry) else known
     layer.shapes.add(shape)
     return plan.turn(geometry, rule.ways(geometry))
 
@@ -249,15 +278,20 @@ def _may_measure(device: str) -> bool:
     return device != "cuda" or not torch.cuda.is_current_stream_capturing()
 
 
-def _shape(geometry: Geometry) -> str:
-    """A geometry without its count, sizes that follow the batch up to a factor of 1.25."""
+def _apart(here: tuple[int, ...], there: tuple[int, ...]) -> int:
+    return sum(abs(a - b) for a, b in zip(here, there, strict=True))
+
+
+def _shape(geometry: Geometry, sizes: tuple[int, ...] | None = None) -> str:
+    """A geometry without its count, sizes that follow the batch up to a factor of 1.25, or others
+    in their place."""
     g = geometry
-    sizes = "x".join(map(str, scales(g.shape)))
+    written = "x".join(map(str, scales(g.shape) if sizes is None else sizes))
     needed = "".join("+" if wanted else "-" for wanted in g.needed)
     deterministic = torch.are_deterministic_algorithms_enabled()
     threads = f"{torch.get_num_threads()} threads" if g.device == "cpu" else ""
     return (
-        f"{g.kind} {g.device} {threads} {str(g.dtype).removeprefix('torch.')} 1.25^{sizes} "
+        f"{g.kind} {g.device} {threads} {str(g.dtype).removeprefix('torch.')} {SIZES}{written} "
         f"fan_in={g.fan_in} size={g.size} groups={g.groups} kernel={g.kernel} steps={g.steps} "
         f"{'fused ' if g.fused else ''}{'direct ' if g.direct else ''}"
         f"{'channels_last' if g.channels_last else 'contiguous'} propagate={g.propagate} "

@@ -71,8 +71,9 @@ class Rates:
     calls: float
 
 
-# CPU: a Zen 3 core with AVX2, float32. CUDA: an H200's datasheet, halved; nothing measured there.
-RATES = {"cpu": Rates(80, 12, 6, 70_000), "cuda": Rates(4e5, 2e3, 2e3, 70_000)}
+# CPU: a Zen 5 core with AVX-512, float32, bench/layers.py; a Zen 3 with AVX2 has half of it all.
+# CUDA: an H200's datasheet, halved; nothing measured there.
+RATES = {"cpu": Rates(130, 12, 6, 70_000), "cuda": Rates(4e5, 2e3, 2e3, 70_000)}
 MARGIN, DEPTHWISE_MARGIN = 1.1, 2.5
 
 
@@ -94,6 +95,8 @@ FUSED_CALL = 15_000
 # FLOPs per nanosecond of a thread, and nanoseconds per element of x, by channels_last: fitted to
 # bench/conv_wgrad.py on a Zen 5 core with AVX-512.
 DIRECT_FLOPS, DIRECT_STAGING, DIRECT_CALL = 150, {False: 0.16, True: 0.09}, 20_000
+# Of the dense one on the same core: torch's convolutions do better than its products of matrices.
+DENSE_FLOPS = 160
 
 
 def ways(geometry: Geometry) -> tuple[str, ...]:
@@ -124,9 +127,8 @@ def _direct_advantage(g: Geometry) -> float:
         + inputs * DIRECT_STAGING[g.channels_last]
         + DIRECT_CALL * threads
     )
-    rates = RATES["cpu"]
     rows = _width(replace(g, count=g.size), depthwise=False)
-    dense = 2 * g.positions * g.fan_in * rows / rates.flops
+    dense = 2 * g.positions * g.fan_in * rows / DENSE_FLOPS
     return dense / (MARGIN * direct)
 
 
