@@ -12,7 +12,7 @@ import neq_kernels as neq
 from neq_kernels import native
 from neq_kernels.planner import Geometry, LayerPlan, plan, rule, settled, start, store
 from neq_kernels.planner import clock as clocks
-from neq_kernels.planner.choice import FUNCTION_MS, MARGIN, MOST_SHAPES, Plan
+from neq_kernels.planner.choice import FUNCTION_MS, MARGIN, MOST_SHAPES, NEAR, Plan
 
 CONV = Geometry(
     "conv", "cpu", torch.float32, 8 * 14 * 14, 128 * 9, 128, 24, kernel=9, shape=(8, 14, 14)
@@ -302,3 +302,39 @@ def test_the_plan_travels_with_the_trackers_state(times):
     assert plan.known(CONV) is None
     tracker().load_state_dict(state)
     assert plan.known(CONV) == "packed"
+
+
+def test_where_nothing_was_measured_the_nearest_sizes_decide(times, monkeypatch):
+    monkeypatch.setattr(rule, "choose", lambda geometry: "dense")
+    times.update(dense=2.0, packed=1.0)
+    turns(CONV)
+    times.update(dense=0.1)
+    turns(replace(CONV, shape=(8, 60, 60)))
+    full = LayerPlan(shapes={str(n) for n in range(MOST_SHAPES)})
+
+    def start_at(*shape, **others):
+        turn = start(replace(CONV, shape=shape, **others), full, (shape, *others))
+        return turn.path, turn.why
+
+    assert start_at(8, 18, 18) == ("packed", "near")
+    assert start_at(8, 48, 48) == ("dense", "near")
+    assert start_at(8, 18, 18, count=16) == ("packed", "near")  # fewer never need dense
+    far = round(14 * 1.25 ** (-NEAR - 2))
+    assert start_at(1, far, 14) == ("dense", "rule")
+    assert start_at(8, 18, 18, fan_in=64) == ("dense", "rule")
+    assert start_at(8, 18) == ("dense", "rule")
+    state = plan.state_dict()
+    plan.clear()
+    plan.load_state_dict(state)
+    assert start_at(8, 18, 19) == ("packed", "near")
+    plan.clear()
+    assert start_at(8, 19, 19) == ("dense", "rule")
+
+
+def test_what_the_nearest_decided_must_be_possible_here(times, monkeypatch):
+    times.update(direct=0.1)
+    turns(replace(CONV, direct=True))
+    assert plan.near(replace(CONV, direct=True, shape=(8, 18, 18))) == "direct"
+    full = LayerPlan(shapes={str(n) for n in range(MOST_SHAPES)})
+    monkeypatch.setattr(plan, "near", lambda geometry: "direct")
+    assert start(replace(CONV, shape=(8, 18, 18)), full, ("key",)).why == "rule"

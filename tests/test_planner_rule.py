@@ -75,10 +75,10 @@ def test_fused_depthwise_convolutions_pay_where_few_are_active(channels_last):
 
 
 def test_two_gradients_save_twice():
-    expand = Geometry("conv", "cpu", torch.float32, 16 * 6 * 6, 96, 576, 288, channels_last=True)
+    expand = Geometry("conv", "cpu", torch.float32, 16 * 6 * 6, 96, 576, 192, channels_last=True)
     assert choose(expand) == "dense"
     assert choose(replace(expand, propagate="active")) == "packed"
-    few_tokens = Geometry("linear", "cpu", torch.float32, 64, 2048, 128, 32)
+    few_tokens = Geometry("linear", "cpu", torch.float32, 96, 2048, 128, 32)
     assert choose(few_tokens) == "dense"
     assert choose(replace(few_tokens, propagate="active")) == "packed"
 
