@@ -219,7 +219,15 @@ def test_the_c_abi_under_the_sanitizers():
     commands = [
         ("cmake", "-S", ROOT / "tests" / "cpp", "-B", build, "-G", "Ninja"),
         ("cmake", "--build", build),
-        ("ctest", "--test-dir", build, "--output-on-failure", "--no-tests=error"),
+        (
+            "ctest",
+            "--test-dir",
+            build,
+            "--parallel",
+            "2",
+            "--output-on-failure",
+            "--no-tests=error",
+        ),
     ]
     for command in commands:
         status, output = _run(*command)

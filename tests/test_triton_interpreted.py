@@ -6,6 +6,7 @@ In processes of their own: whether kernels are interpreted is settled when trito
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -18,11 +19,19 @@ def test_there_are_kernels_to_interpret():
     assert FILES
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_interpreted(file):
+@pytest.fixture(scope="module")
+def interpreted():
+    """All of them, two at a time, each on one thread."""
     pytest.importorskip("triton")
+    with ThreadPoolExecutor(2) as pool:
+        # The longest first.
+        order = sorted(FILES, key=lambda file: file.stat().st_size, reverse=True)
+        return dict(zip(order, pool.map(interpret, order), strict=True))
+
+
+def interpret(file):
     command = [sys.executable, "-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider", file]
-    result = subprocess.run(
+    return subprocess.run(
         command,
         cwd=ROOT,
         env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "NEQ_BACKEND": ""},
@@ -30,6 +39,11 @@ def test_interpreted(file):
         text=True,
         timeout=1800,
     )
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_interpreted(file, interpreted):
+    result = interpreted[file]
     assert result.returncode == 0, result.stdout[-6000:] + result.stderr[-2000:]
     assert " passed" in result.stdout
     assert "skipped" not in result.stdout, "an interpreted kernel needs no GPU"

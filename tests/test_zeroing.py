@@ -38,20 +38,29 @@ def only(known, monkeypatch):
 
 @each_kind
 @known
-def test_three_orders_of_differentiation(case, known, monkeypatch):
+@pytest.mark.parametrize("order", [2, 3])
+def test_orders_of_differentiation(case, known, order, monkeypatch):
     only(known, monkeypatch)
     truth = Masked(case, (1, 4), "all")
     layer = settled(converted(case, dtype=torch.float64), case.x(torch.float64))
     found = []
-    for model, own in ((layer, layer), (truth, truth.layer)):
+    for model, own in ((truth, truth.layer), (layer, layer)):
         own.zero_grad()
         x = case.x(torch.float64)
         y = model(x)
         (dx,) = torch.autograd.grad(y.sin().sum(), x, create_graph=True)
-        (d2x,) = torch.autograd.grad((dx.square() * x).sum(), x, create_graph=True)
-        (y.square().sum() + dx.square().sum() + d2x.square().sum()).backward()
+        loss = y.square().sum() + dx.square().sum()
+        if order == 3:
+            (d2x,) = torch.autograd.grad((dx.square() * x).sum(), x, create_graph=True)
+            loss = loss + d2x.square().sum()
+        try:
+            loss.backward()
+        except RuntimeError as error:
+            if model is not truth or "order derivatives" not in str(error):
+                raise
+            pytest.skip(f"this torch's own: {error}")
         found.append({"x": x.grad, **{n: p.grad for n, p in own.named_parameters()}})
-    ours, expected = found
+    expected, ours = found
     assert layer._plan.zeroing
     for name, gradient in expected.items():
         torch.testing.assert_close(ours[name], gradient, msg=lambda m, n=name: f"{n}: {m}")
@@ -94,6 +103,7 @@ def test_other_uses_of_the_same_parameter_keep_their_gradients(known, monkeypatc
     assert found[0][1][1].any()
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
 @pytest.mark.parametrize(
     "case",
     [c for c in CONV if c.x().dim() == c.layer().weight.dim()]
