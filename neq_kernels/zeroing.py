@@ -17,8 +17,6 @@ from torch.autograd.graph import get_gradient_edge
 from neq_kernels.active import capturing, check_unchanged, lists
 
 Gradients = tuple[Tensor | None, ...]
-
-
 Places = Sequence[tuple[int, int]]
 
 # Nodes whose gradients are nobody else's. Where each has those of weight and bias: position among

@@ -280,3 +280,27 @@ def test_protect_is_measured_on_whole_networks(monkeypatch):
     for bare, guarded in zip(rows[::2], rows[1::2], strict=True):
         assert guarded.dense_ms == bare.ms == bare.dense_ms
         assert guarded.speedup == pytest.approx(bare.ms / guarded.ms)
+
+
+def test_ways_that_are_apart_prepare_what_they_run_and_meet_nobody():
+    seen = []
+
+    def provider(name):
+        return Provider(lambda i: seen.append((name, i)), lambda i: seen.append((name, i)))
+
+    ways = harness.apart({"a": provider("a"), "b": provider("b"), "c": lambda i: None}, 6)
+    assert ways["c"].prepare is None
+    for turn in range(7):
+        seen.clear()
+        for name in "ab":
+            ways[name].prepare(turn)
+            ways[name].run(turn)
+        assert seen == [(n, (turn + ahead) % 6) for n, ahead in (("a", 0), ("b", 2)) for _ in "pr"]
+
+
+def test_layers_are_measured_apart(monkeypatch):
+    asked = []
+    apart = layers.apart
+    monkeypatch.setattr(layers, "apart", lambda ways, sets: asked.append(sets) or apart(ways, sets))
+    layers.measure(SMALL[0], 0.5, 0.0, "cpu")
+    assert asked[0] > 1

@@ -188,3 +188,19 @@ def test_a_model_is_settled_when_no_layer_is_being_compared(monkeypatch):
     rows = (found.layers[0], replace(found.layers[1], path="packed, being compared"))
     monkeypatch.setattr(fresh.neq, "report", lambda model: replace(found, layers=rows))
     assert not fresh.settled(model)
+
+
+def test_in_one_round_nobody_finds_what_another_has_read(monkeypatch):
+    steps = {}
+
+    class Spy(never_slower.Contender):
+        def step(self, i):
+            steps.setdefault(id(self), []).append(i % len(self.inputs))
+            return super().step(i)
+
+    monkeypatch.setattr(never_slower, "Contender", Spy)
+    monkeypatch.setattr(never_slower, "warm_up", lambda made: steps.clear())
+    never_slower.measure(SMALL[-1], 0.5, 0.0, "1")
+    rounds = list(zip(*(found[-never_slower.ROUNDS[0] :] for found in steps.values()), strict=True))
+    assert len(rounds) == never_slower.ROUNDS[0]
+    assert all(len(set(sets)) == 3 for sets in rounds)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import neq_kernels as neq
-from neq_kernels import native
+from neq_kernels import autograd, native
 from neq_kernels.planner import Geometry, LayerPlan, plan, rule, settled, start, store
 from neq_kernels.planner import clock as clocks
 from neq_kernels.planner.choice import FUNCTION_MS, MARGIN, MOST_SHAPES, NEAR, Plan
@@ -338,3 +338,46 @@ def test_what_the_nearest_decided_must_be_possible_here(times, monkeypatch):
     full = LayerPlan(shapes={str(n) for n in range(MOST_SHAPES)})
     monkeypatch.setattr(plan, "near", lambda geometry: "direct")
     assert start(replace(CONV, shape=(8, 18, 18)), full, ("key",)).why == "rule"
+
+
+def test_sizes_that_are_none_do_no_harm(times):
+    turns(CONV)
+    state = plan.state_dict()
+    (name,) = state
+    plan.clear()
+    broken = {
+        name.replace("1.25^", f"1.25^{sizes}"): path
+        for sizes in ("--", "x", "")
+        for path in state.values()
+    }
+    plan.load_state_dict(broken)
+    assert plan.near(replace(CONV, shape=(8, 18, 18))) == "packed"
+
+
+def test_of_several_near_sizes_the_nearest_decide(times):
+    turns(CONV)
+    times["dense"] = 0.1
+    turns(replace(CONV, shape=(8, 22, 22)))
+    assert plan.near(replace(CONV, shape=(8, 15, 18))) == "packed"
+    assert plan.near(replace(CONV, shape=(8, 18, 21))) == "dense"
+
+
+def test_sizes_of_one_scale_are_known_at_once(times, monkeypatch):
+    times["dense"] = 0.1
+    layer = conv_layer()
+    for _ in range(20):
+        backward(layer, torch.randn(2, 16, 32, 32, requires_grad=True))
+    monkeypatch.setattr(autograd.planner, "start", lambda *a: pytest.fail("asked anew"))
+    x = torch.randn(2, 16, 34, 34, requires_grad=True)
+    assert layer(x).grad_fn.name() == "ConvolutionBackward0"
+
+
+def test_a_backward_of_a_known_scale_asks_nothing(times, monkeypatch):
+    times["packed"] = 0.1
+    layer = conv_layer()
+    for _ in range(20):
+        backward(layer, torch.randn(2, 16, 32, 32))
+    monkeypatch.setattr(autograd.planner, "start", lambda *a: pytest.fail("asked anew"))
+    backward(layer, torch.randn(2, 16, 34, 34))
+    layer._plan.why = "near"
+    assert "faster at the nearest sizes measured" in str(neq.report(layer))

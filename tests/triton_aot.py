@@ -39,11 +39,9 @@ TYPES = {
 TARGETS = ("sm_80", "sm_90", "sm_100")
 # Triton 3.4 and 3.6 were tried beside 3.7. They leave one or two values of a few float32 kernels on
 # the stack, and copy the list of channels into shared memory again for every operand that waits for
-# it; tensor cores and wide loads are the same. 3.8 leaves one value of one kernel there, for
-# Blackwell alone and however many registers it may use.
-VERSION = tuple(map(int, triton.__version__.split(".")[:2]))
-RECENT = VERSION >= (3, 7)
-SPILLED = 0 if VERSION == (3, 7) else 8
+# it; tensor cores and wide loads are the same.
+RECENT = tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 7)
+SPILLED = 0 if RECENT else 8
 DEVICES = {f"sm_{d.capability[0]}{d.capability[1]}": d for d in KNOWN}
 
 

@@ -31,7 +31,8 @@ from neq_kernels.kernels.device import Device
 _PRODUCTS, _CHANNELS, _TAPS = 2048, 32, 16
 # Programs that one multiprocessor holds, and the steps below which a split does not pay.
 _RESIDENT, _LEAST_STEPS = 4, 8
-_OUTPUTS = 1024
+# Of a program of dX, and its warps: four outputs a thread, whose addresses stay in registers.
+_OUTPUTS, _DGRAD_WARPS = 1024, 8
 
 
 @triton.jit(do_not_specialize=["images", "width", "span"])
@@ -185,7 +186,7 @@ def dgrad_plan(dy: Tensor, weight: Tensor, dx: Tensor, shape: Shape, width: int)
         dx_n=dx.stride(0), dx_c=dx.stride(1), dx_h=dx.stride(2), dx_w=dx.stride(3),
         w_o=weight.stride(0), w_r=weight.stride(2), w_s=weight.stride(3),
         **shape.window(), LONG=shape.long(dy, weight, dx),
-        POSITIONS=_OUTPUTS // channels, CHANNELS=channels,
+        POSITIONS=_OUTPUTS // channels, CHANNELS=channels, num_warps=_DGRAD_WARPS,
     ))  # fmt: skip
 
 

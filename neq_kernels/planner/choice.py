@@ -101,7 +101,7 @@ class Plan:
         """The decision for the nearest sizes not farther than :data:`NEAR`, all else the same."""
         self._load()
         here = scales(geometry.shape)
-        found = self._scales.get(_shape(geometry, ()), ())
+        found = tuple(self._scales.get(_shape(geometry, ()), ()))  # other threads may add to it
         apart = {there: _apart(here, there) for there in found if len(there) == len(here)}
         for there in sorted(apart, key=apart.__getitem__):
             if apart[there] <= NEAR and (path := self._known(geometry, there)):
@@ -110,7 +110,7 @@ class Plan:
 
     def _known(self, geometry: Geometry, sizes: tuple[int, ...]) -> str | None:
         self._load()
-        counts = self._decided.get(_shape(geometry, sizes), {})
+        counts = dict(self._decided.get(_shape(geometry, sizes), {}))
         here = bucket(geometry.count)
         if here in counts:
             return counts[here]
@@ -191,7 +191,7 @@ class Plan:
         before, mark, after = shape.partition(SIZES)
         sizes, _, rest = after.partition(" ")
         numbers = sizes.split("x")
-        if all(number.lstrip("-").isdecimal() for number in numbers):
+        if all(number.isdecimal() for number in numbers):
             family = self._scales.setdefault(f"{before}{mark} {rest}", set())
             family.add(tuple(map(int, numbers)))
 

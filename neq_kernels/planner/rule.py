@@ -71,8 +71,8 @@ class Rates:
     calls: float
 
 
-# CPU: a Zen 5 core with AVX-512, float32, bench/layers.py; a Zen 3 with AVX2 has half of it all.
-# CUDA: an H200's datasheet, halved; nothing measured there.
+# CPU: flops of a Zen 5 core with AVX-512, float32, bench/layers.py; the others of a Zen 3 core with
+# AVX2. CUDA: an H200's datasheet, halved; nothing measured there.
 RATES = {"cpu": Rates(130, 12, 6, 70_000), "cuda": Rates(4e5, 2e3, 2e3, 70_000)}
 MARGIN, DEPTHWISE_MARGIN = 1.1, 2.5
 
