@@ -68,7 +68,7 @@ neq_status check_channels(const neq_tensor& dy, const neq_tensor& x, const neq_t
     return fail(NEQ_INVALID_ARGUMENT, "width: expected 0 to %lld, the channels of dy, got %lld",
                 number(outputs), number(width));
   }
-  if (groups == Groups::kOne) return check_rows(dw, width, inputs);
+  if (groups == Groups::kOne) return check_rows(dw, outputs, inputs);
   if (inputs == 0 ? outputs != 0 : outputs % inputs != 0) {
     return fail(NEQ_INVALID_ARGUMENT,
                 "x: expected channels that divide dy's %lld, got %lld; other groups are not "

@@ -43,8 +43,7 @@ struct Convolution {
   }
 };
 
-// One: every output channel reads all input channels, and dw has a row per place of the list.
-// Depthwise: each reads one, and dw has all rows.
+// One: every output channel reads all input channels. Depthwise: each reads one.
 enum class Groups { kOne, kDepthwise };
 
 neq_status understand(const neq_tensor* dy, const neq_tensor* x, int64_t width,

@@ -47,37 +47,27 @@ def _native_pack(
     return packed, sums
 
 
-def _native_depthwise(
-    dy: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    lists: Lists,
-    bias: bool,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-) -> tuple[Tensor, Tensor]:
-    dw, db = torch.ops.neq_kernels.depthwise_wgrad(
-        dy, x, weight, lists.index, lists.count, stride, padding, dilation, bias
-    )
-    return dw, db
+def _native_rows_of(operator: str) -> Callable[..., tuple[Tensor, Tensor]]:
+    def rows(
+        dy: Tensor,
+        x: Tensor,
+        weight: Tensor,
+        lists: Lists,
+        bias: bool,
+        stride: Sequence[int],
+        padding: Sequence[int],
+        dilation: Sequence[int],
+    ) -> tuple[Tensor, Tensor]:
+        dw, db = getattr(torch.ops.neq_kernels, operator)(
+            dy, x, weight, lists.index, lists.count, stride, padding, dilation, bias
+        )
+        return dw, db
+
+    return rows
 
 
-def _native_rows(
-    dy: Tensor,
-    x: Tensor,
-    kernel: Sequence[int],
-    lists: Lists,
-    bias: bool,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-) -> tuple[Tensor, Tensor]:
-    width = min(lists.count + 1, lists.size)  # with the row of zeros that frozen neurons get
-    rows, sums = torch.ops.neq_kernels.conv_wgrad_rows(
-        dy, x, lists.padded, width, kernel, stride, padding, dilation, bias
-    )
-    return rows, sums
+_native_depthwise = _native_rows_of("depthwise_wgrad")
+_native_rows = _native_rows_of("conv_wgrad_rows")
 
 
 def _native_conv(operator: str) -> Callable[..., Any]:

@@ -156,29 +156,9 @@ def conv_wgrad(
     if depthwise and is_depthwise(weight, groups):
         return depthwise(dy, x, weight, lists, bias, *geometry)
     if rows and groups == 1:
-        dw, sums = rows(dy, x, weight.shape[2:], lists, bias, *geometry)
-        return spread(dw, lists, like=weight), spread(sums, lists) if bias else sums
+        return rows(dy, x, weight, lists, bias, *geometry)
     _, dw, db = _conv(dy, x, weight, lists, bias, geometry, groups, pack, (False, True))
     return dw, db
-
-
-def conv_wgrad_rows(
-    dy: Tensor,
-    x: Tensor,
-    kernel: Sequence[int],
-    lists: Lists,
-    bias: bool,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-) -> tuple[Tensor, Tensor]:
-    """The rows of :func:`conv_wgrad` without groups, ``[count, C, *kernel]``, and of the bias
-    gradient, ``[count]``. Other backends may append rows of zeros."""
-    count = lists.count
-    packed, sums = pack_channels(dy, lists.index, count, 1, bias)
-    weight = x.new_empty((count, x.shape[1], *kernel))
-    geometry = (stride, padding, dilation)
-    return conv_gradients(packed, x, weight, geometry, 1, (False, True))[1], sums
 
 
 def depthwise_wgrad(

@@ -1,5 +1,4 @@
 // depthwise_wgrad for torch: allocates the outputs and calls the core.
-#include <array>
 #include <memory>
 #include <tuple>
 
@@ -14,24 +13,6 @@ namespace neq::python {
 namespace {
 
 constexpr const char* kOp = "depthwise_wgrad";
-
-using Sizes = torch::headeronly::IntHeaderOnlyArrayRef;
-
-// A gradient in the weight's own sizes and strides, of dy's type.
-Tensor gradient_like(const Tensor& weight, const Tensor& dy) {
-  Numbers sizes, strides;
-  for (int64_t d = 0; d < weight.dim(); ++d) {
-    sizes.push_back(weight.size(d));
-    strides.push_back(weight.stride(d));
-  }
-  using torch::stable::detail::from;
-  std::array<StableIValue, 7> stack = {from(dy),           from(Sizes(sizes)), from(Sizes(strides)),
-                                       from(std::nullopt), from(std::nullopt), from(std::nullopt),
-                                       from(std::nullopt)};
-  STABLE_TORCH_ERROR_CODE_CHECK(
-      torch_call_dispatcher("aten::new_empty_strided", "", stack.data(), TORCH_ABI_VERSION));
-  return torch::stable::detail::to<Tensor>(stack[0]);
-}
 
 // What the core is told, the same on every device.
 struct Call {

@@ -7,7 +7,7 @@ STABLE_TORCH_LIBRARY(neq_kernels, library) {
   library.def("channel_moments(Tensor a, Tensor b, int dim, bool per_sample) -> Tensor");
   library.def("compact(Tensor[] layers, float epsilon) -> Tensor");
   library.def(
-      "conv_wgrad_rows(Tensor dy, Tensor x, Tensor index, int width, int[] kernel, int[] stride, "
+      "conv_wgrad_rows(Tensor dy, Tensor x, Tensor weight, Tensor index, int width, int[] stride, "
       "int[] padding, int[] dilation, bool bias) -> (Tensor, Tensor)");
   library.def(
       "depthwise_wgrad(Tensor dy, Tensor x, Tensor weight, Tensor index, int width, int[] stride, "

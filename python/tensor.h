@@ -83,6 +83,23 @@ inline Tensor uninitialized(const Tensor& like, const std::vector<int64_t>& size
   return Tensor(tensor);
 }
 
+// A gradient in the weight's own sizes and strides, of dy's type.
+inline Tensor gradient_like(const Tensor& weight, const Tensor& dy) {
+  const auto sizes = weight.sizes();
+  const auto strides = weight.strides();
+  int32_t device_type = 0;
+  int32_t device_index = 0;
+  int32_t dtype = 0;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(dy.get(), &device_type));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(dy.get(), &device_index));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(dy.get(), &dtype));
+  AtenTensorHandle tensor = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()),
+                                                         sizes.data(), strides.data(), dtype,
+                                                         device_type, device_index, &tensor));
+  return Tensor(tensor);
+}
+
 // An operator's list of active channels, of which `width` places are read, beside `tensor`.
 inline void check_index(const Tensor& index, int64_t width, const Tensor& tensor, const char* op) {
   const bool beside = index.device() == tensor.device() || (index.is_cpu() && tensor.is_cpu());

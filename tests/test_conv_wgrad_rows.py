@@ -183,14 +183,15 @@ def test_nothing_is_read_beyond_the_tensors(conv, form, inside):
     [
         ({"dy": torch.zeros(2, 4, 6, 7)}, "dy: expected size 6 in spatial dimension 1"),
         ({"x": torch.zeros(3, 3, 6, 6)}, "x: expected dy's batch of 2, got 3"),
-        ({"x": torch.zeros(2, 3, 6)}, "as many dimensions as dy"),
+        ({"x": torch.zeros(2, 3, 6)}, "x: expected dy's dtype 0 and 4 dimensions"),
         ({"x": torch.zeros(2, 3, 6, 6).double()}, "x: expected dy's dtype"),
         ({"index": torch.tensor([2, 1], dtype=torch.int32)}, "index: expected rising channels"),
         ({"index": torch.tensor([1, 9], dtype=torch.int32)}, "index: expected rising channels"),
         ({"index": torch.tensor([0, 1])}, "index: expected a contiguous int32 list"),
         ({"width": 5}, "index: expected a contiguous int32 list"),
-        ({"kernel": [3]}, "kernel sizes"),
-        ({"kernel": [3, 0]}, "expected a kernel size of at least 1"),
+        ({"weight": torch.zeros(4, 3, 3)}, "dw: expected dy's dtype 0 and 4 dimensions"),
+        ({"weight": torch.zeros(2, 3, 3, 3)}, "dw: expected shape \\[4, 3, ...\\]"),
+        ({"weight": torch.zeros(4, 3, 3, 0)}, "expected a kernel size of at least 1"),
         ({"stride": [0, 1]}, "expected stride and dilation of at least 1"),
         ({"stride": [1]}, "stride: expected a number for each of"),
         ({"dilation": [1 << 40, 1]}, "below 2\\^31"),
@@ -199,8 +200,8 @@ def test_nothing_is_read_beyond_the_tensors(conv, form, inside):
 def test_bad_input(change, message):
     arguments = {
         "dy": torch.zeros(2, 4, 6, 6), "x": torch.zeros(2, 3, 6, 6),
-        "index": torch.tensor([0, 2], dtype=torch.int32), "width": 2, "kernel": [3, 3],
-        "stride": [1, 1], "padding": [1, 1], "dilation": [1, 1], "bias": True,
+        "weight": torch.zeros(4, 3, 3, 3), "index": torch.tensor([0, 2], dtype=torch.int32),
+        "width": 2, "stride": [1, 1], "padding": [1, 1], "dilation": [1, 1], "bias": True,
     } | change  # fmt: skip
     with pytest.raises(RuntimeError, match=message):
         torch.ops.neq_kernels.conv_wgrad_rows(*arguments.values())

@@ -71,21 +71,24 @@ def test_conv_wgrad_rows(data):
     dy = quarters(draw, [batch, outputs, *out], dtype)
     index, count = chosen(draw, outputs)
 
+    weight = torch.empty(outputs, inputs, *kernel, dtype=dtype)
     rows, sums = ops.conv_wgrad_rows(
-        dy, x, index, index.numel(), kernel, stride, padding, dilation, True
+        dy, x, weight, index, index.numel(), stride, padding, dilation, True
     )
-    assert rows.shape == (index.numel(), inputs, *kernel)
-    assert not rows[count:].any()
-    assert not sums[count:].any()
+    assert rows.shape == weight.shape
+    active = index[:count].long()
+    frozen = torch.ones(outputs, dtype=torch.bool).index_fill_(0, active, False)
+    assert not rows[frozen].any()
+    assert not sums[frozen].any()
     if count and x.numel() and dy.numel():
-        packed = dy.double()[:, index[:count].long()]
+        packed = dy.double()[:, active]
         weight = torch.empty(count, inputs, *kernel, dtype=torch.float64)
         geometry = stride, padding, dilation
         expected = reference.conv_gradients(packed, x.double(), weight, geometry, 1, (False, True))[
             1
         ]
-        assert torch.equal(rows[:count], expected.to(dtype))
-        assert torch.equal(sums[:count], packed.transpose(0, 1).flatten(1).sum(1).to(dtype))
+        assert torch.equal(rows[active], expected.to(dtype))
+        assert torch.equal(sums[active], packed.transpose(0, 1).flatten(1).sum(1).to(dtype))
     else:
         assert not rows.any()
 

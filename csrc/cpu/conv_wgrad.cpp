@@ -1,11 +1,12 @@
-// conv_wgrad: dw[i, c, r, s] = sum over n, p, q of dy[n, index[i], p, q] * x[n, c, u, v],
-//   u = p * stride + r * dilation - padding, likewise v, and db[i] = sum of dy[n, index[i], p, q],
+// conv_wgrad: dw[o, c, r, s] = sum over n, p, q of dy[n, o, p, q] * x[n, c, u, v] for active o,
+//   u = p * stride + r * dilation - padding, likewise v, and db[o] = sum of dy[n, o, p, q],
 // for few active channels, of which vendor kernels compute whole vectors.
 //
 // Two ways: conv_wgrad_planes.cpp, and conv_wgrad_lanes.cpp for channels_last. The work is cut into
 // tasks by the sizes alone, and their sums are added in order: the number of threads changes no
 // bit.
 #include <algorithm>
+#include <cstring>
 
 #include "conv_wgrad_plan.h"
 #include "element.h"
@@ -34,56 +35,161 @@ void run_tasks(void* arg, int64_t begin, int64_t end) {
   }
 }
 
+// The weights of an output channel as loops, the innermost through memory in order where that can
+// be: how many there are, and from one to the next in a row of sums and in dw.
+struct Loop {
+  int64_t count;
+  int64_t from;
+  int64_t to;
+};
+
+struct Loops {
+  Loop loop[3];  // the innermost first
+  bool dense;    // whether the weights of an output channel fill their part of dw
+
+  static Loops of(const Call& call) noexcept {
+    const Convolution& c = call.convolution;
+    const int64_t wide = c.axis[1].kernel;
+    Loops made = {{{wide, call.per_tap, c.dw.axis[1]},
+                   {c.axis[0].kernel, call.per_tap * wide, c.dw.axis[0]},
+                   {c.inputs, call.per_channel, c.dw.channel}},
+                  true};
+    const auto nearer = [](const Loop& a, const Loop& b) {
+      return a.count == 1 || b.count == 1 ? a.count > b.count : a.to < b.to;
+    };
+    std::sort(made.loop, made.loop + 3, nearer);
+    for (int outer = 2; outer > 0; --outer) made.join(outer);
+    int64_t dense = 1;
+    for (const Loop& loop : made.loop) {
+      made.dense &= loop.count == 1 || loop.to == dense;
+      dense *= loop.count;
+    }
+    return made;
+  }
+
+ private:
+  // One loop of two, where the outer one goes on where the inner one ends.
+  void join(int outer) noexcept {
+    Loop& a = loop[outer - 1];
+    Loop& b = loop[outer];
+    if (b.count == 1 || b.from != a.count * a.from || b.to != a.count * a.to) return;
+    a.count *= b.count;
+    b.count = 1;
+  }
+};
+
+void run_staging(void* arg, int64_t begin, int64_t end) {
+  stage_rows(*static_cast<const Call*>(arg), begin, end);
+}
+
 struct Outputs {
   const Call* call;
+  Loops loops;
   char* dw;
   char* db;
 };
 
+// A thread's worth of numbers to copy; waking another costs as much as some thousands.
+constexpr int64_t kCopied = 1 << 15;
+// Sums of neighbours, so many at a time that a first cache keeps them.
+constexpr int64_t kSumsAtOnce = 1024;
+
 template <class Element>
-void store_row(const Outputs& out, int64_t i) noexcept {
+class Store {
   using Scalar = typename Element::Sum;
   using Storage = typename Element::Storage;
-  const Call& call = *out.call;
-  const Convolution& c = call.convolution;
-  const int64_t blocks = i < call.count && !c.empty() ? call.blocks : 0;
-  const auto* partial = reinterpret_cast<const Scalar*>(call.partial);
-  const auto sum = [&](int64_t column) {
-    Scalar total = 0;
-    for (int64_t b = 0; b < blocks; ++b) {
-      total += partial[(b * call.width + i) * call.columns + column];
+
+ public:
+  explicit Store(const Outputs& out) noexcept : out_(out), call_(*out.call) {}
+
+  // Output channels up to `end`, of which the active ones are known by their places in the list.
+  void rows(int64_t begin, int64_t end) const noexcept {
+    const int32_t* const last = call_.index + call_.count;
+    const int32_t* place = std::lower_bound(call_.index, last, begin);
+    for (int64_t output = begin; output < end; ++output) {
+      const bool active = place != last && *place == output;
+      row(output, active ? partial(place++ - call_.index) : nullptr);
     }
-    return Element::store(total);
-  };
-  auto* dw = reinterpret_cast<Storage*>(out.dw);
-  for (int64_t channel = 0; channel < c.inputs; ++channel) {
-    for (int64_t r = 0; r < c.axis[0].kernel; ++r) {
-      for (int64_t s = 0; s < c.axis[1].kernel; ++s) {
-        dw[i * c.dw.batch + channel * c.dw.channel + r * c.dw.axis[0] + s * c.dw.axis[1]] =
-            sum(channel * call.per_channel + (r * c.axis[1].kernel + s) * call.per_tap);
+  }
+
+ private:
+  const Scalar* partial(int64_t place) const noexcept {
+    return reinterpret_cast<const Scalar*>(call_.sums(0, place, 0));
+  }
+
+  // Zeros, without sums.
+  void row(int64_t output, const Scalar* sums) const noexcept {
+    const Loop* const loop = out_.loops.loop;
+    if (out_.db) {
+      auto* const db = reinterpret_cast<Storage*>(out_.db) + output;
+      *db = Element::store(sums ? total(sums + call_.columns - 1) : 0);
+    }
+    const int64_t weights = loop[0].count * loop[1].count * loop[2].count;
+    if (weights == 0) return;
+    Storage* const to = reinterpret_cast<Storage*>(out_.dw) + output * call_.convolution.dw.batch;
+    if (!sums && out_.loops.dense) {
+      std::memset(to, 0, weights * sizeof(Storage));
+      return;
+    }
+    for (int64_t outer = 0; outer < loop[2].count; ++outer) {
+      for (int64_t middle = 0; middle < loop[1].count; ++middle) {
+        const int64_t from = outer * loop[2].from + middle * loop[1].from;
+        inner(to + outer * loop[2].to + middle * loop[1].to, sums ? sums + from : nullptr);
       }
     }
   }
-  if (out.db) reinterpret_cast<Storage*>(out.db)[i] = sum(call.columns - 1);
-}
+
+  void inner(Storage* to, const Scalar* sums) const noexcept {
+    const Loop& loop = out_.loops.loop[0];
+    if (!sums) {
+      for (int64_t k = 0; k < loop.count; ++k) to[k * loop.to] = Element::store(0);
+    } else if (loop.from == 1 && loop.to == 1) {
+      neighbours(to, sums, loop.count);
+    } else {
+      for (int64_t k = 0; k < loop.count; ++k) {
+        to[k * loop.to] = Element::store(total(sums + k * loop.from));
+      }
+    }
+  }
+
+  Scalar total(const Scalar* sum) const noexcept {
+    Scalar all = 0;
+    for (int64_t block = 0; block < call_.blocks; ++block) all += sum[block * step()];
+    return all;
+  }
+
+  void neighbours(Storage* to, const Scalar* sums, int64_t count) const noexcept {
+    Scalar all[kSumsAtOnce];
+    for (int64_t first = 0; first < count; first += kSumsAtOnce) {
+      const int64_t some = std::min(kSumsAtOnce, count - first);
+      const Scalar* from = sums + first;
+      for (int64_t k = 0; k < some; ++k) all[k] = from[k];
+      for (int64_t block = 1; block < call_.blocks; ++block) {
+        from += step();
+        for (int64_t k = 0; k < some; ++k) all[k] += from[k];
+      }
+      for (int64_t k = 0; k < some; ++k) to[first + k] = Element::store(all[k]);
+    }
+  }
+
+  // From one block's sums to the next one's.
+  int64_t step() const noexcept { return call_.width * call_.columns; }
+
+  const Outputs& out_;
+  const Call& call_;
+};
 
 void store_rows(void* arg, int64_t begin, int64_t end) {
   const Outputs& out = *static_cast<const Outputs*>(arg);
-  for (int64_t i = begin; i < end; ++i) {
-    switch (out.call->convolution.dtype) {
-      case NEQ_F32:
-        store_row<Float>(out, i);
-        break;
-      case NEQ_F64:
-        store_row<Double>(out, i);
-        break;
-      case NEQ_F16:
-        store_row<Half>(out, i);
-        break;
-      case NEQ_BF16:
-        store_row<BFloat16>(out, i);
-        break;
-    }
+  switch (out.call->convolution.dtype) {
+    case NEQ_F32:
+      return Store<Float>(out).rows(begin, end);
+    case NEQ_F64:
+      return Store<Double>(out).rows(begin, end);
+    case NEQ_F16:
+      return Store<Half>(out).rows(begin, end);
+    case NEQ_BF16:
+      return Store<BFloat16>(out).rows(begin, end);
   }
 }
 
@@ -125,15 +231,18 @@ neq_status neq_conv_wgrad_cpu(const neq_tensor* dy, const neq_tensor* x, const i
     char* const at = neq::first_line(static_cast<char*>(scratch.data));
     call.offsets = reinterpret_cast<int64_t*>(at);
     call.partial = at + call.offset_bytes();
-    call.tiles = call.partial + call.partial_bytes();
+    call.rows = call.partial + call.partial_bytes();
+    call.tiles = call.rows + call.rows_bytes();
     if (call.run == run_planes) find_offsets(call);
+    const int64_t rows = std::max<int64_t>(kCopied / std::max<int64_t>(call.row, 1), 1);
+    run(parallel, call.rows_staged, rows, run_staging, &call);
     run(parallel, call.tasks(), 1, run_tasks, &call);
   } else {
     call.count = 0;
   }
-  // A thread's worth of sums; waking another costs as much as some thousands.
-  const int64_t row = std::max<int64_t>(call.columns * call.blocks, 1);
-  Outputs outputs = {&call, static_cast<char*>(dw->data), static_cast<char*>(db)};
-  run(parallel, width, std::max<int64_t>((int64_t{1} << 14) / row, 1), store_rows, &outputs);
+  const neq::Convolution& c = call.convolution;
+  const int64_t row = std::max<int64_t>(c.inputs * c.taps(), 1);
+  Outputs outputs = {&call, Loops::of(call), static_cast<char*>(dw->data), static_cast<char*>(db)};
+  run(parallel, c.outputs, std::max<int64_t>(kCopied / row, 1), store_rows, &outputs);
   return NEQ_OK;
 }

@@ -49,8 +49,14 @@ NEQ_LOOP void multiply_tile(typename V::Scalar* sums, int64_t pitch, const void*
   }
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) {
+    typename V::Scalar* const to = sums + r * pitch;
+    constexpr int kFours = kColumns / 4 * 4;
 #pragma GCC unroll 8
-    for (int c = 0; c < kColumns; ++c) sums[r * pitch + c] += V::sum(sum[r][c]);
+    for (int c = 0; c < kFours; c += 4) {
+      V::add_sums(to + c, sum[r][c], sum[r][c + 1], sum[r][c + 2], sum[r][c + 3]);
+    }
+#pragma GCC unroll 8
+    for (int c = kFours; c < kColumns; ++c) to[c] += V::sum(sum[r][c]);
   }
 }
 

@@ -11,14 +11,18 @@ namespace {
 // takes them.
 constexpr int64_t kPositions = 2048;
 constexpr int64_t kStagedBytes = 192 << 10;
-// A task has at least this many multiplications, unless there is but one.
-constexpr int64_t kTaskWork = 1 << 20;
+// A task has at least this much work, unless there is but one: multiplications, and for each number
+// of x as much as reading and staging it takes.
+constexpr int64_t kTaskWork = 1 << 19;
+constexpr int64_t kStagingWork = 8;
 constexpr int64_t kMostTasks = 16;
 constexpr int64_t kTaskChannels = 32;
 // Fewer channels of x would leave lanes empty.
 constexpr int64_t kFewestLanes = 8;
 constexpr int64_t kLaneChannels = 64;
 constexpr int64_t kMost = 1 << 30;
+// Numbers of dy staged for all tasks at once.
+constexpr int64_t kMostShared = 1 << 24;
 
 const Kernels& best_kernels(neq_dtype dtype) noexcept {
 #if defined(__x86_64__)
@@ -35,11 +39,18 @@ neq_status unsupported() noexcept {
               static_cast<int>(kMostPhases));
 }
 
+// The largest power of two that is no larger: so many tasks are shared evenly.
+int64_t power_of_two(int64_t n) noexcept {
+  int64_t power = 1;
+  while (power <= n / 2) power *= 2;
+  return power;
+}
+
 int64_t tasks_for(const Call& call, double positions) noexcept {
   const Convolution& c = call.convolution;
-  const double weights = static_cast<double>(call.width) * c.inputs * c.taps();
-  const double wanted = std::min<double>(positions * weights / kTaskWork, kMostTasks);
-  return std::max<int64_t>(static_cast<int64_t>(wanted), 1);
+  const double each = static_cast<double>(call.width) * c.taps() + kStagingWork;
+  const double wanted = std::min<double>(positions * c.inputs * each / kTaskWork, kMostTasks);
+  return power_of_two(static_cast<int64_t>(wanted));
 }
 
 neq_status plan_planes(Call* call) noexcept {
@@ -57,9 +68,9 @@ neq_status plan_planes(Call* call) noexcept {
   call->row = call->length + staging::kMaxLanes;
   call->column = round_up(call->length + beyond, kStep) + staging::kMaxLanes;
   const int64_t tasks = tasks_for(*call, static_cast<double>(call->plane) * c.batch);
-  call->channel_blocks = std::clamp<int64_t>(c.inputs / kTaskChannels, 1, tasks);
-  call->blocks =
-      std::clamp<int64_t>(tasks / call->channel_blocks, 1, divide_up(c.batch, call->samples));
+  call->channel_blocks = std::min(power_of_two(c.inputs / kTaskChannels), tasks);
+  const int64_t chunks = divide_up(c.batch, call->samples);
+  call->blocks = std::clamp<int64_t>(tasks / call->channel_blocks, 1, chunks);
   const int64_t channel_bytes = call->column * call->phases() * call->scalar;
   const int64_t most = divide_up(c.inputs, call->channel_blocks);
   call->channels = std::clamp<int64_t>(kStagedBytes / channel_bytes, 1, std::max<int64_t>(most, 1));
@@ -70,9 +81,13 @@ neq_status plan_planes(Call* call) noexcept {
       call->columns > kMost) {
     return unsupported();
   }
-  call->tile_bytes = round_up(
-      (call->width * call->row + call->channels * call->phases() * call->column) * call->scalar,
-      kCacheLine);
+  const int64_t columns = call->channels * call->phases() * call->column;
+  call->chunks = divide_up(divide_up(c.batch, call->blocks), call->samples);
+  const int64_t rows = call->width * call->row;
+  const bool shared = call->channel_blocks > 1 &&
+                      call->chunks <= kMostShared / std::max<int64_t>(rows, 1) / call->blocks;
+  call->rows_staged = shared ? call->blocks * call->chunks * call->width : 0;
+  call->tile_bytes = round_up((columns + (shared ? 0 : rows)) * call->scalar, kCacheLine);
   return NEQ_OK;
 }
 
@@ -111,6 +126,7 @@ neq_status plan_lanes(Call* call) noexcept {
   call->blocks = std::min(tasks, divide_up(call->pieces, call->pieces_at_once));
   call->channel_blocks =
       std::clamp<int64_t>(tasks / call->blocks, 1, divide_up(c.inputs, kLaneChannels));
+  call->rows_staged = 0;
   const int64_t pixel = call->kernels->vectors * call->kernels->lanes;
   const int64_t copied = call->positions * std::max(pixel, call->width) * call->element;
   call->tile_bytes =

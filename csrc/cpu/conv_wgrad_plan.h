@@ -73,13 +73,15 @@ struct Call {
   int64_t per_channel;  // and from one channel to the next
   int64_t blocks;       // of positions
   int64_t channel_blocks;
-  int64_t tile_bytes;  // of each task
+  int64_t tile_bytes;   // of each task
+  int64_t rows_staged;  // of dy, beforehand, for all tasks; 0: each task stages its own
   void (*run)(const Call&, int64_t task, char* tile);
 
   // Where x is staged.
   Steps steps[2];
   int64_t plane;     // staged elements of a sample's channel
-  int64_t samples;   // staged at a time
+  int64_t samples;   // staged at a time: a chunk
+  int64_t chunks;    // of each block, at most
   int64_t length;    // of a product
   int64_t row;       // staged elements from one channel of dy to the next
   int64_t column;    // and from one phase of a channel of x to the next
@@ -97,6 +99,7 @@ struct Call {
   const char* x_end;
   const int32_t* index;
   int64_t* offsets;  // of each weight of a channel: bytes from where the channel was staged
+  char* rows;        // of dy, staged beforehand: [blocks, chunks, width, row]
   char* partial;     // [blocks, width, columns]
   char* tiles;
 
@@ -113,17 +116,20 @@ struct Call {
   int64_t partial_bytes() const noexcept {
     return round_up(blocks * width * columns * scalar, kCacheLine);
   }
+  int64_t rows_bytes() const noexcept { return round_up(rows_staged * row * scalar, kCacheLine); }
   int64_t scratch_bytes() const noexcept {
     // Rounded up to a cache line by as much as the caller's memory may be off one.
-    return convolution.empty() || width == 0
-               ? 0
-               : offset_bytes() + partial_bytes() + tasks() * tile_bytes + kCacheLine;
+    return convolution.empty() || width == 0 ? 0
+                                             : offset_bytes() + partial_bytes() + rows_bytes() +
+                                                   tasks() * tile_bytes + kCacheLine;
   }
 };
 
 // The two ways: x staged in planes, or read where it is because its channels lie side by side, and
 // are the lanes of vectors.
 void run_planes(const Call& call, int64_t task, char* tile);
+// Rows of dy that are staged beforehand, from the first of these up to the last.
+void stage_rows(const Call& call, int64_t begin, int64_t end);
 void run_lanes(const Call& call, int64_t task, char* tile);
 
 // Checks the arguments; all of the call but its pointers and the count.

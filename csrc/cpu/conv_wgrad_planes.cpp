@@ -15,24 +15,61 @@
 namespace neq::conv {
 namespace {
 
+// Elements of the staged type from `from` on, up to `to`.
+void zero(const Call& call, char* tile, int64_t from, int64_t to) noexcept {
+  if (to > from) std::memset(tile + from * call.scalar, 0, (to - from) * call.scalar);
+}
+
+// `samples` planes behind each other, of which the steps of both ranges come from `source`; there
+// are some. What lies before the first is never written, and zero since the tile was cleared.
+void stage_planes(const Call& call, char* tile, const char* source, const char* readable,
+                  int64_t sample_stride, const int64_t* step, const Range& tall, const Range& wide,
+                  int64_t samples) noexcept {
+  const int64_t pitch = call.steps[1].pitch;
+  const int64_t start = tall.begin * pitch + wide.begin;
+  int64_t rows = tall.end - tall.begin;
+  int64_t length = wide.end - wide.begin;
+  int64_t gap = pitch - length;
+  int64_t row = pitch;
+  if (gap == 0 && step[1] == 1 && step[0] == length) {  // rows lie together, here and there
+    length *= rows;
+    row = length;
+    rows = 1;
+  }
+  const staging::Place place = {call.plane, row, gap, call.plane - rows * row};
+  const staging::Rows from = {source,  sample_stride, step[0], step[1],
+                              samples, rows,          length,  readable};
+  call.staging->copy(tile + start * call.scalar, place, from);
+}
+
+void stage_row(const Call& call, char* tile, int64_t i, int64_t n, int64_t samples) noexcept {
+  const Convolution& c = call.convolution;
+  const Range tall = {0, c.axis[0].out, 0};
+  const Range wide = {0, c.axis[1].out, 0};
+  const int64_t first = n * c.dy.batch + call.index[i] * c.dy.channel;
+  stage_planes(call, tile, call.dy + first * call.element, call.dy_end, c.dy.batch, c.dy.axis, tall,
+               wide, samples);
+  zero(call, tile, samples * call.plane, call.row);
+}
+
 class Task {
  public:
   Task(const Call& call, int64_t task, char* tile) noexcept
       : call_(call),
         c_(call.convolution),
         rows_(tile),
-        columns_(tile + call.width * call.row * call.scalar),
+        columns_(tile + (call.rows_staged > 0 ? 0 : call.width * call.row * call.scalar)),
         block_(task / call.channel_blocks),
-        part_(task % call.channel_blocks) {}
+        part_(task % call.channel_blocks),
+        begin_(block_start(block_, call.blocks, call.convolution.batch)) {}
 
   void run() noexcept {
-    const int64_t begin = block_start(block_, call_.blocks, c_.batch);
     const int64_t end = block_start(block_ + 1, call_.blocks, c_.batch);
     const int64_t first = block_start(part_, call_.channel_blocks, c_.inputs);
     const int64_t last = block_start(part_ + 1, call_.channel_blocks, c_.inputs);
     clear_sums(first, last);
     clear_columns();
-    for (int64_t n = begin; n < end; n += call_.samples) {
+    for (int64_t n = begin_; n < end; n += call_.samples) {
       const int64_t samples = std::min(call_.samples, end - n);
       stage_rows(n, samples);
       if (part_ == 0) add_bias();
@@ -63,7 +100,8 @@ class Task {
       int64_t length = tall.begin * call_.steps[1].pitch + wide.begin;
       if (c_.x.channel == 1 || tall.empty() || wide.empty()) length = call_.column;
       for (int64_t k = 0; k < call_.channels; ++k) {
-        zero(columns_ + k * channel_bytes() + phase * call_.column * call_.scalar, 0, length);
+        zero(call_, columns_ + k * channel_bytes() + phase * call_.column * call_.scalar, 0,
+             length);
       }
     }
   }
@@ -75,43 +113,14 @@ class Task {
             Range::of(c_.axis[1], phase % phases, call_.steps[1].count)};
   }
 
-  // Elements of the staged type from `from` on, up to `to`.
-  void zero(char* tile, int64_t from, int64_t to) const noexcept {
-    if (to > from) std::memset(tile + from * call_.scalar, 0, (to - from) * call_.scalar);
-  }
-
-  // `samples` planes behind each other, of which the steps of both ranges come from `source`; there
-  // are some. What lies before the first is never written, and zero since the tile was cleared.
-  void stage_planes(char* tile, const char* source, const char* readable, int64_t sample_stride,
-                    const int64_t* step, const Range& tall, const Range& wide,
-                    int64_t samples) const noexcept {
-    const int64_t pitch = call_.steps[1].pitch;
-    const int64_t start = tall.begin * pitch + wide.begin;
-    int64_t rows = tall.end - tall.begin;
-    int64_t length = wide.end - wide.begin;
-    int64_t gap = pitch - length;
-    int64_t row = pitch;
-    if (gap == 0 && step[1] == 1 && step[0] == length) {  // rows lie together, here and there
-      length *= rows;
-      row = length;
-      rows = 1;
+  void stage_rows(int64_t n, int64_t samples) noexcept {
+    if (call_.rows_staged > 0) {
+      const int64_t chunk = block_ * call_.chunks + (n - begin_) / call_.samples;
+      rows_ = call_.rows + chunk * call_.width * call_.row * call_.scalar;
+      return;
     }
-    const staging::Place place = {call_.plane, row, gap, call_.plane - rows * row};
-    const staging::Rows from = {source,  sample_stride, step[0], step[1],
-                                samples, rows,          length,  readable};
-    call_.staging->copy(tile + start * call_.scalar, place, from);
-  }
-
-  void stage_rows(int64_t n, int64_t samples) const noexcept {
-    const Strides& dy = c_.dy;
-    const Range tall = {0, c_.axis[0].out, 0};
-    const Range wide = {0, c_.axis[1].out, 0};
     for (int64_t i = 0; i < call_.count; ++i) {
-      char* const tile = rows_ + i * call_.row * call_.scalar;
-      const char* const source =
-          call_.dy + (n * dy.batch + call_.index[i] * dy.channel) * call_.element;
-      stage_planes(tile, source, call_.dy_end, dy.batch, dy.axis, tall, wide, samples);
-      zero(tile, samples * call_.plane, call_.row);
+      stage_row(call_, rows_ + i * call_.row * call_.scalar, i, n, samples);
     }
   }
 
@@ -130,12 +139,12 @@ class Task {
       } else {
         const int64_t step[] = {c_.x.axis[0] * c_.axis[0].stride, c_.x.axis[1] * c_.axis[1].stride};
         for (int64_t k = 0; k < channels; ++k) {
-          stage_planes(tile + k * channel_bytes(), source + k * c_.x.channel * call_.element,
+          stage_planes(call_, tile + k * channel_bytes(), source + k * c_.x.channel * call_.element,
                        call_.x_end, c_.x.batch, step, tall, wide, samples);
         }
       }
       for (int64_t k = 0; k < channels; ++k) {
-        zero(tile + k * channel_bytes(), samples * call_.plane, call_.column);
+        zero(call_, tile + k * channel_bytes(), samples * call_.plane, call_.column);
       }
     }
   }
@@ -166,7 +175,7 @@ class Task {
         const int64_t spilled = round_up(length, staging::kMaxLanes) - length;
         if (spilled == 0) continue;
         for (int64_t k = 0; k < channels; ++k) {
-          zero(tile + k * channel_bytes(), at + length, at + length + spilled);
+          zero(call_, tile + k * channel_bytes(), at + length, at + length + spilled);
         }
       }
     }
@@ -227,10 +236,24 @@ class Task {
   char* columns_;
   int64_t block_;
   int64_t part_;
+  int64_t begin_;
 };
 
 }  // namespace
 
 void run_planes(const Call& call, int64_t task, char* tile) { Task(call, task, tile).run(); }
+
+void stage_rows(const Call& call, int64_t begin, int64_t end) {
+  const int64_t batch = call.convolution.batch;
+  for (int64_t row = begin; row < end; ++row) {
+    const int64_t i = row % call.width;
+    const int64_t chunk = row / call.width;
+    const int64_t block = chunk / call.chunks;
+    const int64_t n = block_start(block, call.blocks, batch) + chunk % call.chunks * call.samples;
+    const int64_t samples = std::min(call.samples, block_start(block + 1, call.blocks, batch) - n);
+    if (i >= call.count || samples <= 0) continue;
+    stage_row(call, call.rows + row * call.row * call.scalar, i, n, samples);
+  }
+}
 
 }  // namespace neq::conv

@@ -1,8 +1,8 @@
 // Vectors of AVX2 as the loops of several operators use them, for the files of this set alone.
 // V, a vector of sums: Scalar, Vector, kLanes, load, store, zero, broadcast(Scalar), add,
-//   fma(a, b, c) = a * b + c, add_to(double*, Vector), sum(Vector), of its lanes, and
-//   keep(Vector&), for a register's sake: the compiler then does not load the vector again where it
-//   is used
+//   fma(a, b, c) = a * b + c, add_to(double*, Vector), sum(Vector), of its lanes,
+//   add_sums(to, a, b, c, d), to[0] += sum(a) to to[3] += sum(d), and keep(Vector&), for a
+//   register's sake: the compiler then does not load the vector again where it is used
 // E, an element: Storage, Vectors (its V), load(value) for one of them, load_vector(pointer) for
 //   kLanes neighbours and load_even(pointer) for every other of 2 * kLanes;
 //   Lanes, EvenLanes: some of a vector's lanes, for load(pointer, lanes, readable), which leaves
@@ -12,6 +12,7 @@
 #include "element.h"
 #include "isa.h"
 #include "lanes.h"
+#include "sums_avx2.h"
 
 namespace neq {
 namespace {
@@ -51,6 +52,9 @@ struct Floats {
     half = half + _mm_movehl_ps(half, half);
     return _mm_cvtss_f32(half + _mm_movehdup_ps(half));
   }
+  NEQ_AVX2_INLINE static void add_sums(float* to, __m256 a, __m256 b, __m256 c, __m256 d) {
+    add_four_sums(to, a, b, c, d);
+  }
 };
 
 struct Doubles {
@@ -73,6 +77,9 @@ struct Doubles {
   NEQ_AVX2_INLINE static double sum(__m256d value) {
     const __m128d half = _mm256_castpd256_pd128(value) + _mm256_extractf128_pd(value, 1);
     return _mm_cvtsd_f64(half + _mm_unpackhi_pd(half, half));
+  }
+  NEQ_AVX2_INLINE static void add_sums(double* to, __m256d a, __m256d b, __m256d c, __m256d d) {
+    add_four_sums(to, a, b, c, d);
   }
 };
 

@@ -1,8 +1,8 @@
 // Vectors of AVX-512 as the loops of several operators use them, for the files of this set alone.
 // V, a vector of sums: Scalar, Vector, kLanes, load, store, zero, broadcast(Scalar), add,
-//   fma(a, b, c) = a * b + c, add_to(double*, Vector), sum(Vector), of its lanes, and
-//   keep(Vector&), for a register's sake: the compiler then does not load the vector again where it
-//   is used
+//   fma(a, b, c) = a * b + c, add_to(double*, Vector), sum(Vector), of its lanes,
+//   add_sums(to, a, b, c, d), to[0] += sum(a) to to[3] += sum(d), and keep(Vector&), for a
+//   register's sake: the compiler then does not load the vector again where it is used
 // E, an element: Storage, Vectors (its V), load(value) for one of them, load_vector(pointer) for
 //   kLanes neighbours and load_even(pointer) for every other of 2 * kLanes;
 //   Lanes, EvenLanes: some of a vector's lanes, of which load(pointer, lanes, readable) touches
@@ -12,6 +12,7 @@
 #include "element.h"
 #include "isa.h"
 #include "lanes.h"
+#include "sums_avx2.h"
 
 namespace neq {
 namespace {
@@ -48,12 +49,17 @@ struct Floats {
     return _mm512_reduce_add_pd(_mm512_add_pd(_mm512_cvtps_pd(_mm512_castps512_ps256(value)),
                                               _mm512_cvtps_pd(_mm512_extractf32x8_ps(value, 1))));
   }
+  NEQ_AVX512_INLINE static __m256 halves(__m512 value) {
+    return _mm256_add_ps(_mm512_castps512_ps256(value), _mm512_extractf32x8_ps(value, 1));
+  }
   NEQ_AVX512_INLINE static float sum(__m512 value) {
-    const __m256 half =
-        _mm256_add_ps(_mm512_castps512_ps256(value), _mm512_extractf32x8_ps(value, 1));
+    const __m256 half = halves(value);
     __m128 part = _mm256_castps256_ps128(half) + _mm256_extractf128_ps(half, 1);
     part = part + _mm_movehl_ps(part, part);
     return _mm_cvtss_f32(part + _mm_movehdup_ps(part));
+  }
+  NEQ_AVX512_INLINE static void add_sums(float* to, __m512 a, __m512 b, __m512 c, __m512 d) {
+    add_four_sums(to, halves(a), halves(b), halves(c), halves(d));
   }
 };
 
@@ -73,6 +79,12 @@ struct Doubles {
   NEQ_AVX512_INLINE static void add_to(double* sums, __m512d value) { add_doubles(sums, value); }
   NEQ_AVX512_INLINE static double total(__m512d value) { return _mm512_reduce_add_pd(value); }
   NEQ_AVX512_INLINE static double sum(__m512d value) { return _mm512_reduce_add_pd(value); }
+  NEQ_AVX512_INLINE static __m256d halves(__m512d value) {
+    return _mm256_add_pd(_mm512_castpd512_pd256(value), _mm512_extractf64x4_pd(value, 1));
+  }
+  NEQ_AVX512_INLINE static void add_sums(double* to, __m512d a, __m512d b, __m512d c, __m512d d) {
+    add_four_sums(to, halves(a), halves(b), halves(c), halves(d));
+  }
 };
 
 // Bits from `begin` to `end`, of up to 32.

@@ -1,9 +1,9 @@
 // Vectors of 16 bytes, which any compiler maps to what there is, as the loops of several operators
 // use them, for the files of this set alone.
 // V, a vector of sums: Scalar, Vector, kLanes, load, store, zero, broadcast(Scalar), add,
-//   fma(a, b, c) = a * b + c, add_to(double*, Vector), sum(Vector), of its lanes, and
-//   keep(Vector&), for a register's sake: the compiler then does not load the vector again where it
-//   is used
+//   fma(a, b, c) = a * b + c, add_to(double*, Vector), sum(Vector), of its lanes,
+//   add_sums(to, a, b, c, d), to[0] += sum(a) to to[3] += sum(d), and keep(Vector&), for a
+//   register's sake: the compiler then does not load the vector again where it is used
 // E, an element: Storage, Vectors (its V), load(value) for one of them, load_vector(pointer) for
 //   kLanes neighbours and load_even(pointer) for every other of 2 * kLanes;
 //   Lanes, EvenLanes: some of a vector's lanes, of which load(pointer, lanes, readable) touches
@@ -46,6 +46,12 @@ struct Portable {
     T total = 0;
     for (int64_t lane = 0; lane < kLanes; ++lane) total += value[lane];
     return total;
+  }
+  static void add_sums(T* to, Vector a, Vector b, Vector c, Vector d) noexcept {
+    to[0] += sum(a);
+    to[1] += sum(b);
+    to[2] += sum(c);
+    to[3] += sum(d);
   }
 };
 

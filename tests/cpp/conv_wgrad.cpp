@@ -6,14 +6,15 @@ namespace {
 using namespace convolution;
 
 void check_result(const Problem& problem, const std::vector<int32_t>& index, const Result& result) {
-  for (size_t i = 0; i < index.size(); ++i) {
-    check_row(problem, result, static_cast<int64_t>(i), index[i], 0);
+  for (int64_t o = 0; o < problem.outputs(); ++o) {
+    const bool active = std::find(index.begin(), index.end(), o) != index.end();
+    check_row(problem, result, o, active ? o : -1, 0);
   }
 }
 
 const Function kFunction = {neq_conv_wgrad_cpu, neq_conv_wgrad_cpu_scratch,
-                            [](const Problem& problem, int64_t width) {
-                              return rows_for(problem, width, problem.shape.inputs);
+                            [](const Problem& problem, int64_t) {
+                              return rows_for(problem, problem.outputs(), problem.shape.inputs);
                             },
                             check_result};
 
@@ -71,18 +72,18 @@ void check_padding_of_the_list() {
 
 // One output, between the paddings; the input it would begin with is 2^63 bytes away.
 void check_output_of_padding() {
-  const Refusals refusals(kFunction, 2, 4);
+  const Refusals refusals(kFunction, 4, 4);
   Arguments call = refusals.right;
-  std::vector<float> out(2 * 4, 5.0f);
+  std::vector<float> out(4 * 4, 5.0f);
   call.dy.size[2] = call.dy.size[3] = call.x.size[2] = call.x.size[3] = 1;
   call.x.stride[2] = call.x.stride[3] = int64_t{1} << 59;
-  call.dw = {out.data(), NEQ_F32, 4, {2, 4, 1, 1}, {4, 1, 1, 1}};
+  call.dw = {out.data(), NEQ_F32, 4, {4, 4, 1, 1}, {4, 1, 1, 1}};
   call.window = {{3, 3}, {1, 1}, {1, 1}};
   for (const int64_t channel : {25, 1}) {
     call.x.stride[1] = channel;
     std::fill(out.begin(), out.end(), 5.0f);
     CHECK(call.call(kFunction) == NEQ_OK);
-    CHECK(std::count(out.begin(), out.end(), 0.0f) == 8);
+    CHECK(std::count(out.begin(), out.end(), 0.0f) == 16);
   }
 }
 
@@ -110,7 +111,7 @@ void check_tiles(const Refusals& refusals) {
     wrong.dy.size[2] = 1 << 18;
     wrong.dy.size[3] = 1 << 8;
     wrong.dy.stride[2] = wrong.dy.stride[3] = 0;
-    wrong.dw = {wrong.dw.data, NEQ_F32, 4, {2, 4, 8, 8}, {256, 64, 8, 1}};
+    wrong.dw = {wrong.dw.data, NEQ_F32, 4, {4, 4, 8, 8}, {256, 64, 8, 1}};
   });
   refused([](Arguments& wrong) {  // columns
     const int64_t inputs = 1 << 28;
@@ -130,10 +131,10 @@ void check_tiles(const Refusals& refusals) {
 }
 
 void check_refusals() {
-  const Refusals refusals(kFunction, 2, 4);
+  const Refusals refusals(kFunction, 4, 4);
   refusals.check_common();
-  refusals.refused("dw: expected shape [2, 4", [](Arguments& wrong) { wrong.dw.size[0] = 4; });
-  refusals.refused("dw: expected shape [2, 3", [](Arguments& wrong) { wrong.x.size[1] = 3; });
+  refusals.refused("dw: expected shape [4, 4", [](Arguments& wrong) { wrong.dw.size[0] = 2; });
+  refusals.refused("dw: expected shape [4, 3", [](Arguments& wrong) { wrong.x.size[1] = 3; });
   refusals.refused("x in at most 64 phases", [](Arguments& wrong) {
     wrong.window = {{9, 8}, {4, 4}, {4, 4}};
     wrong.dy.size[2] = wrong.dy.size[3] = 1;
@@ -146,7 +147,7 @@ void check_refusals() {
 int main() {
   check_shapes(kFunction, shapes());
   check_padding_of_the_list();
-  check_input_of_padding(kFunction, 2, 4);
+  check_input_of_padding(kFunction, 4, 4);
   check_output_of_padding();
   check_refusals();
   std::puts("conv_wgrad: ok");

@@ -268,15 +268,15 @@ NEQ_API neq_status neq_depthwise_wgrad_cuda(const neq_tensor* dy, const neq_tens
                                             const neq_window* window, const neq_tensor* dw,
                                             void* db, neq_scratch scratch, void* stream);
 
-/* The weight gradient of a convolution without groups, for its active channels:
- *   dw[i, c, r, s] = sum over n, p, q of dy[n, index[i], p, q] * x[n, c, i(p, r), j(q, s)]
- * with i and j as neq_window says, and db[i] = sum over n, p, q of dy[n, index[i], p, q]. Made for
- * few active channels: the work is that of `width` rows, not of whole vectors of them.
+/* The weight gradient of a convolution without groups, for its active channels o:
+ *   dw[o, c, r, s] = sum over n, p, q of dy[n, o, p, q] * x[n, c, i(p, r), j(q, s)]
+ * with i and j as neq_window says, and db[o] = sum over n, p, q of dy[n, o, p, q]. Made for few
+ * active channels: the work is that of `width` rows, not of whole vectors of them.
  *
- * dy is [N, O, *out], x [N, C, *in], dw [width, C, *kernel], each with one or two spatial
- * dimensions and any strides. `index` lists the `width` active channels, rising strictly, and may
- * end in a run of -1 (padding), whose rows become zero. db is [width], contiguous, or NULL. Sums
- * are taken in fp32 (fp64 for fp64), in an order that depends on the sizes and strides alone.
+ * dy is [N, O, *out], x [N, C, *in], dw [O, C, *kernel], each with one or two spatial dimensions
+ * and any strides. `index` lists the `width` active channels, rising strictly, and may end in a run
+ * of -1 (padding); the rows of all others become zero. db is [O], contiguous, or NULL. Sums are
+ * taken in fp32 (fp64 for fp64), in an order that depends on the sizes and strides alone.
  * Values that are not finite spoil their channel's row (of dy) or column (of x), perhaps in more
  * places than they touch.
  *

@@ -8,12 +8,12 @@ int64_t random_outputs(Input& input, int64_t) {
 }
 
 void set_rows(Call* call) {
-  call->dw.size[0] = call->width;
+  call->dw.size[0] = call->dy.size[1];
   call->dw.size[1] = call->x.size[1];
 }
 
 Right judge_channels(const Call& call) {
-  return right_if(call.dw.size[0] == call.width && call.dw.size[1] == call.x.size[1]);
+  return right_if(call.dw.size[0] == call.dy.size[1] && call.dw.size[1] == call.x.size[1]);
 }
 
 // At most 64 phases, and tiles that are not too large, of what has anything to sum.
@@ -36,7 +36,9 @@ Right judge_limits(const Call& call) {
   return large ? Right::kMaybe : Right::kYes;
 }
 
-int64_t output_of(const Call& call, int64_t row) { return call.index[row]; }
+int64_t output_of(const Call& call, int64_t row) {
+  return std::count(call.index.begin(), call.index.begin() + call.width, row) ? row : -1;
+}
 
 int64_t input_of(const Call&, int64_t) { return 0; }
 
