@@ -9,7 +9,7 @@ namespace {
 // Positions staged at a time, if a sample has no more: adding up the lanes of the sums takes little
 // beside multiplying so many. Channels of x are then staged as far as a part of the second cache
 // takes them.
-constexpr int64_t kPositions = 2048;
+constexpr int64_t kPositions = 1024;
 constexpr int64_t kStagedBytes = 192 << 10;
 // A task has at least this much work, unless there is but one: multiplications, and for each number
 // of x as much as reading and staging it takes.

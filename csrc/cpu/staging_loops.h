@@ -31,25 +31,52 @@ NEQ_LOOP_INLINE void zero_scalars(typename V::Scalar* to, int64_t n) {
   for (int64_t k = 0; k < n; k += V::kLanes) V::store(to + k, V::zero());
 }
 
+// Rows that are a vector's part with the zeros behind them: one load of `Lanes` and one store each.
+template <class E, class Lanes>
+NEQ_LOOP_INLINE void copy_short_rows(typename E::Vectors::Scalar* to,
+                                     const typename E::Storage* from, const Place& place,
+                                     const Rows& rows) {
+  const Lanes lanes(LaneRange{0, rows.length});
+  const Readable readable = {rows.source, rows.readable};
+  for (int64_t row = 0; row < rows.rows; ++row, from += rows.row_stride, to += place.row_pitch) {
+    E::Vectors::store(to, E::load(from, lanes, readable));
+  }
+}
+
+template <class E>
+NEQ_LOOP_INLINE void copy_rows(typename E::Vectors::Scalar* to, const typename E::Storage* from,
+                               const Place& place, const Rows& rows) {
+  using V = typename E::Vectors;
+  const int64_t step = rows.stride;
+  const int64_t vectors =
+      step == 1 || step == 2 ? divide_up(rows.length, V::kLanes) * V::kLanes : 0;
+  // A row's last vector reads beyond it, unless that is beyond the tensor.
+  const int64_t within = vectors ? (rows.length - (step - 1)) / V::kLanes * V::kLanes : 0;
+  for (int64_t row = 0; row < rows.rows; ++row, from += rows.row_stride, to += place.row_pitch) {
+    const bool readable = reinterpret_cast<const char*>(from + step * vectors) <= rows.readable;
+    copy_row<E>(to, from, step, rows.length, readable ? vectors : within);
+    zero_scalars<V>(to + rows.length, place.row_zeros);
+  }
+}
+
 template <class E>
 NEQ_LOOP void copy(void* target, const Place& place, const Rows& rows) {
   using V = typename E::Vectors;
   const Rows r = rows;  // copies that the stores below cannot be suspected to change
   const Place p = place;
-  const int64_t step = r.stride;
-  const int64_t vectors = step == 1 || step == 2 ? divide_up(r.length, V::kLanes) * V::kLanes : 0;
-  // A row's last vector reads beyond it, unless that is beyond the tensor.
-  const int64_t within = vectors ? (r.length - (step - 1)) / V::kLanes * V::kLanes : 0;
+  const bool is_short = r.length + p.row_zeros <= V::kLanes;
   for (int64_t unit = 0; unit < r.units; ++unit) {
-    const auto* from =
+    const auto* const from =
         reinterpret_cast<const typename E::Storage*>(r.source) + unit * r.unit_stride;
-    auto* to = static_cast<typename V::Scalar*>(target) + unit * p.unit_pitch;
-    for (int64_t row = 0; row < r.rows; ++row, from += r.row_stride, to += p.row_pitch) {
-      const bool readable = reinterpret_cast<const char*>(from + step * vectors) <= r.readable;
-      copy_row<E>(to, from, step, r.length, readable ? vectors : within);
-      zero_scalars<V>(to + r.length, p.row_zeros);
+    auto* const to = static_cast<typename V::Scalar*>(target) + unit * p.unit_pitch;
+    if (is_short && r.stride == 1) {
+      copy_short_rows<E, typename E::Lanes>(to, from, p, r);
+    } else if (is_short && r.stride == 2) {
+      copy_short_rows<E, typename E::EvenLanes>(to, from, p, r);
+    } else {
+      copy_rows<E>(to, from, p, r);
     }
-    zero_scalars<V>(to - p.row_pitch + r.length + p.row_zeros, p.unit_zeros);
+    zero_scalars<V>(to + (r.rows - 1) * p.row_pitch + r.length + p.row_zeros, p.unit_zeros);
   }
 }
 
