@@ -161,7 +161,7 @@ class Lists:
         """Whether no channel is frozen, nor will be when a graph is replayed."""
         return self.count == self.size and not self.captured
 
-    @property
+    @cached_property
     def index(self) -> Tensor:
         """int32 ``[count]``, the active channels; in a captured graph -1 beyond them."""
         return self.padded[: self.count]

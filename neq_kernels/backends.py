@@ -207,11 +207,12 @@ def direct(
 ) -> Callable[..., Any] | None:
     """conv_wgrad or conv_backward by a kernel that reads dY's active channels where they are, made
     for few of them in a convolution without groups; None where there is none."""
-    able = device == "cpu" and spatial in (1, 2) and why_not("native", device, dtype) is None
-    able = able and prod(stride) <= MOST_STEPS
-    if not able or resolve(operator, device, dtype, spatial)[0] != "native":
-        return None
-    return _DIRECT[operator]
+    key = (operator, device, dtype, spatial)
+    if key not in _direct:
+        able = device == "cpu" and spatial in (1, 2) and why_not("native", device, dtype) is None
+        able = able and resolve(*key)[0] == "native"
+        _direct[key] = _DIRECT[operator] if able else None
+    return _direct[key] if prod(stride) <= MOST_STEPS else None
 
 
 def _refusal(
@@ -279,9 +280,11 @@ def _set(backend: str | None) -> None:
     global _requested
     _requested = backend
     _resolved.clear()
+    _direct.clear()
 
 
 _resolved: dict[tuple[str, str, torch.dtype | None, int], tuple[str, Callable[..., Any]]] = {}
+_direct: dict[tuple[str, str, torch.dtype, int], Callable[..., Any] | None] = {}
 _requested: str | None = None
 
 

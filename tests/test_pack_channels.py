@@ -18,6 +18,7 @@ LAYOUTS = {
     "tokens": lambda randn: (randn(70, 48), 1),
     "three tokens of 19": lambda randn: (randn(3, 19), -1),
     "batch, tokens": lambda randn: (randn(2, 9, 40), 2),
+    "rows summed in parts": lambda randn: (randn(40, 4100), 1),
     "one position": lambda randn: (randn(23), 0),
     "fewer channels than lanes": lambda randn: (randn(200, 5), 1),
     "nchw": lambda randn: (randn(3, 17, 5, 7), 1),

@@ -206,9 +206,17 @@ NEQ_AVX512_INLINE void spread_totals(double* sums, const Group* groups, int64_t 
   }
 }
 
+// The first of the groups that write past a row's end, or `count`.
+template <class Storage>
+NEQ_AVX512_INLINE int64_t first_spilling(const Group* groups, int64_t count, int64_t end) {
+  while (count > 0 && groups[count - 1].target + kGroup<Storage> > end) --count;
+  return count;
+}
+
 // Rows and their sums in one go, so that memory never waits for sums: those are taken of all lanes
 // as they come, and the active ones sorted out at the end. Of wide rows that are summed, a part at
-// a time that leaves the first cache room.
+// a time that leaves the first cache room; then no part may spill over a row's end, behind which
+// the next row has already begun.
 template <class Element, bool kSums>
 NEQ_AVX512_INLINE void pack_groups(double* sums, char* const* targets, const char* const* sources,
                                    int64_t rows, int64_t exact, const RowPlan& plan) {
@@ -219,15 +227,16 @@ NEQ_AVX512_INLINE void pack_groups(double* sums, char* const* targets, const cha
   for (int64_t g = 0; g < all; g += kGroups) {
     const Group* groups = plan.groups + g;
     const int64_t count = all - g < kGroups ? all - g : kGroups;
+    const int64_t whole =
+        count == all ? all : first_spilling<Storage>(groups, count, plan.merged * plan.width);
     if (kSums) std::memset(totals, 0, count * Element::kVectors * sizeof totals[0]);
     for (int64_t r = 0; r < rows; ++r) {
       auto* target = reinterpret_cast<Storage*>(targets[r]);
       const auto* source = reinterpret_cast<const Storage*>(sources[r]);
-      if (r < rows - exact) {
-        move_groups<Element, kSums, false>(target, source, groups, count, totals);
-      } else {
-        move_groups<Element, kSums, true>(target, source, groups, count, totals);
-      }
+      const int64_t spilling = r < rows - exact ? whole : 0;
+      move_groups<Element, kSums, false>(target, source, groups, spilling, totals);
+      move_groups<Element, kSums, true>(target, source, groups + spilling, count - spilling,
+                                        totals + (kSums ? spilling * Element::kVectors : 0));
     }
     if (kSums) spread_totals<Element>(sums, groups, count, totals, plan);
   }

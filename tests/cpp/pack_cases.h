@@ -28,6 +28,7 @@ inline std::vector<Layout> pack_layouts() {
       {{90, 11}, 1, {0, 1}, 1},   // than those of AVX-512
       {{50, 200}, 1, {0, 1}, 1},
       {{9, 700}, 1, {0, 1}, 1},                    // more words in a row than a block has threads
+      {{5, 4100}, 1, {0, 1}, 1},                   // and so many that a row is summed in parts
       {{37, 19}, 1, {0, 1}, 2},                    // every other element
       {{37, 19}, 1, {1, 0}, 1},                    // transposed
       {{60, 24}, 1, {0, 1}, 1, {0, 7}},            // columns of a wider matrix
