@@ -47,27 +47,30 @@ def _native_pack(
     return packed, sums
 
 
-def _native_rows_of(operator: str) -> Callable[..., tuple[Tensor, Tensor]]:
-    def rows(
-        dy: Tensor,
-        x: Tensor,
-        weight: Tensor,
-        lists: Lists,
-        bias: bool,
-        stride: Sequence[int],
-        padding: Sequence[int],
-        dilation: Sequence[int],
-    ) -> tuple[Tensor, Tensor]:
-        dw, db = getattr(torch.ops.neq_kernels, operator)(
-            dy, x, weight, lists.index, lists.count, stride, padding, dilation, bias
-        )
-        return dw, db
-
-    return rows
+def _native_depthwise(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    lists: Lists,
+    bias: bool,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> tuple[Tensor, Tensor]:
+    dw, db = torch.ops.neq_kernels.depthwise_wgrad(
+        dy, x, weight, lists.index, lists.count, stride, padding, dilation, bias
+    )
+    return dw, db
 
 
-_native_depthwise = _native_rows_of("depthwise_wgrad")
-_native_rows = _native_rows_of("conv_wgrad_rows")
+def _native_rows(
+    dy: Tensor, x: Tensor, lists: Lists, bias: bool, size: Sequence[int], strides: Sequence[int],
+    stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int],
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    dw, db = torch.ops.neq_kernels.conv_wgrad_rows(
+        dy, x, lists.index, lists.count, size, strides, stride, padding, dilation, bias
+    )
+    return dw, db
 
 
 def _native_conv(operator: str) -> Callable[..., Any]:
@@ -75,7 +78,7 @@ def _native_conv(operator: str) -> Callable[..., Any]:
     return partial(function, pack=_native_pack, depthwise=_native_depthwise)
 
 
-def _direct_conv(operator: str) -> Callable[..., Any]:
+def _direct_way(operator: str) -> Callable[..., Any]:
     return partial(getattr(reference, operator), pack=_native_pack, rows=_native_rows)
 
 
@@ -148,7 +151,10 @@ def _table() -> dict[tuple[str, str], Callable[..., Any]]:
 
 
 TABLE = _table()
-_DIRECT = {operator: _direct_conv(operator) for operator in ("conv_wgrad", "conv_backward")}
+_DIRECT = {
+    operator: _direct_way(operator)
+    for operator in ("linear_wgrad", "linear_backward", "conv_wgrad", "conv_backward")
+}
 
 
 class use:  # noqa: N801, reads as a verb
@@ -203,13 +209,14 @@ def resolve(
 
 
 def direct(
-    operator: str, device: str, dtype: torch.dtype, spatial: int, stride: Sequence[int] = ()
+    operator: str, device: str, dtype: torch.dtype, spatial: int = 0, stride: Sequence[int] = ()
 ) -> Callable[..., Any] | None:
-    """conv_wgrad or conv_backward by a kernel that reads dY's active channels where they are, made
-    for few of them in a convolution without groups; None where there is none."""
+    """linear_wgrad, linear_backward, conv_wgrad or conv_backward by a kernel that reads dY's active
+    channels where they are, for linear layers and convolutions without groups; None where there is
+    none."""
     key = (operator, device, dtype, spatial)
     if key not in _direct:
-        able = device == "cpu" and spatial in (1, 2) and why_not("native", device, dtype) is None
+        able = device == "cpu" and spatial <= 2 and why_not("native", device, dtype) is None
         able = able and resolve(*key)[0] == "native"
         _direct[key] = _DIRECT[operator] if able else None
     return _direct[key] if prod(stride) <= MOST_STEPS else None

@@ -51,14 +51,14 @@ def linear_gradients(
     ``x`` is read for dW only, ``weight`` for dX only. ``path`` is the planner's answer; "dense"
     consists of differentiable operations.
     """
-    if path == "packed" and needed.dw:
+    if path != "dense" and needed.dw:
         assert x is not None
         if propagate == "active" and needed.dx:
-            backward = _backend("linear_backward", dy)
+            backward = _backend("linear_backward", dy, path)
             dx, dw, db = backward(dy, x, weight, channels, needed.db, columns)
         else:
             dx = linear_dgrad(dy, weight, columns) if needed.dx else None
-            dw, db = _backend("linear_wgrad", dy)(dy, x, channels, needed.db, columns)
+            dw, db = _backend("linear_wgrad", dy, path)(dy, x, channels, needed.db, columns)
         return dx, dw, db if needed.db else None
     if propagate == "active" and needed.dx:
         dy = reference.mask_rows(dy, channels, dy.dim() - 1)
@@ -92,12 +92,12 @@ def conv_gradients(
     if path != "dense" and needed.dw:
         arguments = (dy, x, weight, channels, needed.db, *geometry)
         if propagate == "active" and needed.dx:
-            dx, dw, db = _conv_backend("conv_backward", dy, path)(*arguments)
+            dx, dw, db = _backend("conv_backward", dy, path, dy.dim() - 2)(*arguments)
         else:
             dx = (
                 _conv(dy, x, weight, geometry, Needed(True, False, False))[0] if needed.dx else None
             )
-            dw, db = _conv_backend("conv_wgrad", dy, path)(*arguments)
+            dw, db = _backend("conv_wgrad", dy, path, dy.dim() - 2)(*arguments)
         return dx, dw, db if needed.db else None
     if propagate == "active" and needed.dx:
         dy = reference.mask_rows(dy, channels, 1)
@@ -125,6 +125,7 @@ def linear_geometry(
     return planner.Geometry(
         "linear", dy.device.type, dy.dtype, positions, fan_in, channels.size, channels.count,
         propagate=propagate, shape=(positions,), needed=needed,
+        direct=backends.direct("linear_wgrad", dy.device.type, dy.dtype) is not None,
     )  # fmt: skip
 
 
@@ -171,11 +172,7 @@ def _conv(
     return dx, dw, db
 
 
-def _backend(operator: str, tensor: Tensor, spatial: int = 0) -> Any:
-    return backends.resolve(operator, tensor.device.type, tensor.dtype, spatial)[1]
-
-
-def _conv_backend(operator: str, dy: Tensor, path: str) -> Any:
-    kind = dy.device.type, dy.dtype, dy.dim() - 2
+def _backend(operator: str, dy: Tensor, path: str, spatial: int = 0) -> Any:
+    kind = dy.device.type, dy.dtype, spatial
     direct = backends.direct(operator, *kind) if path == "direct" else None
     return direct or backends.resolve(operator, *kind)[1]

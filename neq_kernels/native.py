@@ -32,8 +32,8 @@ def _load() -> tuple[ModuleType | None, str | None]:
         return None, f"the native extension does not load ({built}): {error}; {_REBUILD}"
     torch.library.register_fake("neq_kernels::pack_channels", _fake_pack_channels)
     torch.library.register_fake("neq_kernels::channel_moments", _fake_channel_moments)
-    for operator in ("depthwise_wgrad", "conv_wgrad_rows"):
-        torch.library.register_fake(f"neq_kernels::{operator}", _fake_wgrad)
+    torch.library.register_fake("neq_kernels::depthwise_wgrad", _fake_depthwise_wgrad)
+    torch.library.register_fake("neq_kernels::conv_wgrad_rows", _fake_conv_wgrad_rows)
     for operator in ("row_sgd", "row_adamw"):
         torch.library.register_fake(f"neq_kernels::{operator}", _fake_in_place)
     torch.library.register_fake("neq_kernels::compact", _fake_compact)
@@ -65,10 +65,18 @@ def _fake_channel_moments(a: Tensor, b: Tensor, dim: int, per_sample: bool) -> T
     return a.new_empty([3, *samples, a.shape[dim]], dtype=torch.float64)
 
 
-def _fake_wgrad(
+def _fake_depthwise_wgrad(
     dy: Tensor, x: Tensor, weight: Tensor, index: Tensor, width: int, *window: Any
 ) -> tuple[Tensor, Tensor]:
     dw = dy.new_empty_strided(weight.shape, weight.stride())
+    return dw, dy.new_empty(dy.shape[1] if window[-1] else 0)
+
+
+def _fake_conv_wgrad_rows(
+    dy: Tensor, x: Tensor, index: Tensor, width: int, dw_size: Sequence[int],
+    dw_stride: Sequence[int], *window: Any,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    dw = dy.new_empty_strided(list(dw_size), list(dw_stride))
     return dw, dy.new_empty(dy.shape[1] if window[-1] else 0)
 
 

@@ -95,12 +95,26 @@ def compact(layers: Sequence[Tensor], epsilon: float = 0.0) -> Tensor:
 
 
 def linear_wgrad(
-    dy: Tensor, x: Tensor, lists: Lists, bias: bool, columns: bool, pack: Pack = pack_channels
+    dy: Tensor,
+    x: Tensor,
+    lists: Lists,
+    bias: bool,
+    columns: bool,
+    pack: Pack = pack_channels,
+    rows: Rows | None = None,
 ) -> tuple[Tensor, Tensor]:
     """``dW[index[i], :] = sum_m dy[m, index[i]] * x[m, :]`` and the same rows of the bias gradient.
 
     Shapes: dy ``[..., O]``, x ``[..., I]``; dW ``[O, I]``, or ``[I, O]`` when ``columns``.
     """
+    if rows:
+        # A convolution along the tokens whose channels lie side by side.
+        size = (dy.shape[-1], x.shape[-1], 1)
+        strides = (1, size[0], 1) if columns else (size[1], 1, 1)
+        tokens = (as_rows(t).t().unsqueeze(0) for t in (dy, x))
+        dw, sums = rows(*tokens, lists, bias, size, strides, (1,), (0,), (1,))
+        dw = dw.squeeze(2)
+        return dw.t() if columns else dw, sums
     width = _whole_blocks(lists)
     packed, sums = pack(dy, lists.padded[:width], width, dy.dim() - 1, bias)
     return _linear_rows(as_rows(packed), sums, as_rows(x), lists, bias, columns)
@@ -114,16 +128,19 @@ def linear_backward(
     bias: bool,
     columns: bool,
     pack: Pack = pack_channels,
+    rows: Rows | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Both gradients from the active channels alone: ``dX = dy[:, index] @ W[index]``, and
     :func:`linear_wgrad`, from one packing of ``dy``."""
     width = _whole_blocks(lists)
     index = lists.padded[:width]
-    packed, sums = pack(dy, index, width, dy.dim() - 1, bias)
+    packed, sums = pack(dy, index, width, dy.dim() - 1, bias and rows is None)
     packed = as_rows(packed)
     kept = weight.index_select(int(columns), index.clamp(min=0))
-    dx = packed @ (kept.t() if columns else kept)
-    return dx.view(x.shape), *_linear_rows(packed, sums, as_rows(x), lists, bias, columns)
+    dx = (packed @ (kept.t() if columns else kept)).view(x.shape)
+    if rows:
+        return dx, *linear_wgrad(dy, x, lists, bias, columns, rows=rows)
+    return dx, *_linear_rows(packed, sums, as_rows(x), lists, bias, columns)
 
 
 def _linear_rows(
@@ -156,7 +173,7 @@ def conv_wgrad(
     if depthwise and is_depthwise(weight, groups):
         return depthwise(dy, x, weight, lists, bias, *geometry)
     if rows and groups == 1:
-        return rows(dy, x, weight, lists, bias, *geometry)
+        return rows(dy, x, lists, bias, weight.shape, weight.stride(), *geometry)
     _, dw, db = _conv(dy, x, weight, lists, bias, geometry, groups, pack, (False, True))
     return dw, db
 

@@ -60,7 +60,7 @@ std::tuple<Tensor, Tensor> depthwise_wgrad(const Tensor& dy, const Tensor& x, co
   check_beside(x, dy, kOp);
   const neq_window window = window_of(dy, stride, padding, dilation, kOp);
 
-  const Tensor rows = gradient_like(weight, dy);
+  const Tensor rows = gradient_of(dy, weight.sizes(), weight.strides());
   const int64_t sums_size[] = {bias ? dy.size(1) : 0};
   const Tensor sums = torch::stable::new_empty(dy, sums_size);
   const Call call = {gradient,

@@ -7,8 +7,9 @@ STABLE_TORCH_LIBRARY(neq_kernels, library) {
   library.def("channel_moments(Tensor a, Tensor b, int dim, bool per_sample) -> Tensor");
   library.def("compact(Tensor[] layers, float epsilon) -> Tensor");
   library.def(
-      "conv_wgrad_rows(Tensor dy, Tensor x, Tensor weight, Tensor index, int width, int[] stride, "
-      "int[] padding, int[] dilation, bool bias) -> (Tensor, Tensor)");
+      "conv_wgrad_rows(Tensor dy, Tensor x, Tensor index, int width, int[] dw_size, "
+      "int[] dw_stride, int[] stride, int[] padding, int[] dilation, bool bias) -> (Tensor, "
+      "Tensor)");
   library.def(
       "depthwise_wgrad(Tensor dy, Tensor x, Tensor weight, Tensor index, int width, int[] stride, "
       "int[] padding, int[] dilation, bool bias) -> (Tensor, Tensor)");

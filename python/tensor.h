@@ -83,10 +83,9 @@ inline Tensor uninitialized(const Tensor& like, const std::vector<int64_t>& size
   return Tensor(tensor);
 }
 
-// A gradient in the weight's own sizes and strides, of dy's type.
-inline Tensor gradient_like(const Tensor& weight, const Tensor& dy) {
-  const auto sizes = weight.sizes();
-  const auto strides = weight.strides();
+// A gradient in the weight's own sizes and strides, of dy's type and device.
+template <class Sizes>
+Tensor gradient_of(const Tensor& dy, const Sizes& sizes, const Sizes& strides) {
   int32_t device_type = 0;
   int32_t device_index = 0;
   int32_t dtype = 0;

@@ -65,7 +65,7 @@ def isa(request):
     native.set_cpu_isa(before)
 
 
-@pytest.fixture(params=["packed", "dense"])
+@pytest.fixture(params=["packed", "direct", "dense"])
 def path(request, monkeypatch):
     """Each path in turn, whatever the planner would choose."""
     monkeypatch.setattr(rule, "choose", lambda geometry: request.param)

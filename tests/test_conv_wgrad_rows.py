@@ -189,9 +189,11 @@ def test_nothing_is_read_beyond_the_tensors(conv, form, inside):
         ({"index": torch.tensor([1, 9], dtype=torch.int32)}, "index: expected rising channels"),
         ({"index": torch.tensor([0, 1])}, "index: expected a contiguous int32 list"),
         ({"width": 5}, "index: expected a contiguous int32 list"),
-        ({"weight": torch.zeros(4, 3, 3)}, "dw: expected dy's dtype 0 and 4 dimensions"),
-        ({"weight": torch.zeros(2, 3, 3, 3)}, "dw: expected shape \\[4, 3, ...\\]"),
-        ({"weight": torch.zeros(4, 3, 3, 0)}, "expected a kernel size of at least 1"),
+        ({"dw_size": [4, 3, 3]}, "dw_stride: expected 3 numbers like dw_size, got 4"),
+        ({"dw_size": [4, 3, 3], "dw_stride": [9, 3, 1]}, "dw: expected dy's dtype 0 and 4 dim"),
+        ({"dw_size": [2, 3, 3, 3]}, "dw: expected shape \\[4, 3, ...\\]"),
+        ({"dw_size": [4, 3, 3, 0]}, "expected a kernel size of at least 1"),
+        ({"dw_stride": [0, 9, 3, 1]}, "dw: expected memory of its own"),
         ({"stride": [0, 1]}, "expected stride and dilation of at least 1"),
         ({"stride": [1]}, "stride: expected a number for each of"),
         ({"dilation": [1 << 40, 1]}, "below 2\\^31"),
@@ -200,8 +202,9 @@ def test_nothing_is_read_beyond_the_tensors(conv, form, inside):
 def test_bad_input(change, message):
     arguments = {
         "dy": torch.zeros(2, 4, 6, 6), "x": torch.zeros(2, 3, 6, 6),
-        "weight": torch.zeros(4, 3, 3, 3), "index": torch.tensor([0, 2], dtype=torch.int32),
-        "width": 2, "stride": [1, 1], "padding": [1, 1], "dilation": [1, 1], "bias": True,
+        "index": torch.tensor([0, 2], dtype=torch.int32), "width": 2,
+        "dw_size": [4, 3, 3, 3], "dw_stride": [27, 9, 3, 1],
+        "stride": [1, 1], "padding": [1, 1], "dilation": [1, 1], "bias": True,
     } | change  # fmt: skip
     with pytest.raises(RuntimeError, match=message):
         torch.ops.neq_kernels.conv_wgrad_rows(*arguments.values())

@@ -91,6 +91,8 @@ struct Outputs {
 
 // A thread's worth of numbers to copy; waking another costs as much as some thousands.
 constexpr int64_t kCopied = 1 << 15;
+// Outputs that fill a cache line in every type.
+constexpr int64_t kOutputsAtOnce = 32;
 // Sums of neighbours, so many at a time that a first cache keeps them.
 constexpr int64_t kSumsAtOnce = 1024;
 
@@ -106,13 +108,53 @@ class Store {
   void rows(int64_t begin, int64_t end) const noexcept {
     const int32_t* const last = call_.index + call_.count;
     const int32_t* place = std::lower_bound(call_.index, last, begin);
-    for (int64_t output = begin; output < end; ++output) {
-      const bool active = place != last && *place == output;
-      row(output, active ? partial(place++ - call_.index) : nullptr);
+    const Scalar* sums[kOutputsAtOnce];
+    // Outputs that are neighbours in memory share its lines: a weight of some of them at a time.
+    const bool neighbours = call_.convolution.dw.batch == 1;
+    const int64_t most = neighbours ? kOutputsAtOnce : 1;
+    for (int64_t output = begin; output < end; output += most) {
+      const int64_t some = std::min(most, end - output);
+      for (int64_t o = 0; o < some; ++o) {
+        const bool active = place != last && *place == output + o;
+        sums[o] = active ? partial(place - call_.index) : nullptr;
+        if (out_.db) store_bias(output + o, active ? place - call_.index : -1);
+        place += active;
+      }
+      neighbours ? columns(output, some, sums) : row(output, sums[0]);
     }
   }
 
  private:
+  void store_bias(int64_t output, int64_t place) const noexcept {
+    double sum = 0;
+    for (int64_t block = 0; place >= 0 && block < call_.blocks; ++block) {
+      sum += call_.bias(block, place);
+    }
+    reinterpret_cast<Storage*>(out_.db)[output] = Element::store(sum);
+  }
+
+  void columns(int64_t output, int64_t count, const Scalar* const* sums) const noexcept {
+    const Loop* const loop = out_.loops.loop;
+    int64_t active[kOutputsAtOnce];
+    int64_t active_count = 0;
+    for (int64_t o = 0; o < count; ++o) {
+      if (sums[o]) active[active_count++] = o;
+    }
+    Storage* const dw = reinterpret_cast<Storage*>(out_.dw) + output;
+    for (int64_t outer = 0; outer < loop[2].count; ++outer) {
+      for (int64_t middle = 0; middle < loop[1].count; ++middle) {
+        for (int64_t inner = 0; inner < loop[0].count; ++inner) {
+          const int64_t from = outer * loop[2].from + middle * loop[1].from + inner * loop[0].from;
+          Storage* const to = dw + outer * loop[2].to + middle * loop[1].to + inner * loop[0].to;
+          std::memset(to, 0, count * sizeof(Storage));
+          for (int64_t k = 0; k < active_count; ++k) {
+            to[active[k]] = Element::store(total(sums[active[k]] + from));
+          }
+        }
+      }
+    }
+  }
+
   const Scalar* partial(int64_t place) const noexcept {
     return reinterpret_cast<const Scalar*>(call_.sums(0, place, 0));
   }
@@ -120,10 +162,6 @@ class Store {
   // Zeros, without sums.
   void row(int64_t output, const Scalar* sums) const noexcept {
     const Loop* const loop = out_.loops.loop;
-    if (out_.db) {
-      auto* const db = reinterpret_cast<Storage*>(out_.db) + output;
-      *db = Element::store(sums ? total(sums + call_.columns - 1) : 0);
-    }
     const int64_t weights = loop[0].count * loop[1].count * loop[2].count;
     if (weights == 0) return;
     Storage* const to = reinterpret_cast<Storage*>(out_.dw) + output * call_.convolution.dw.batch;

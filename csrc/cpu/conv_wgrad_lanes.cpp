@@ -28,12 +28,17 @@ class Task {
       : call_(call),
         c_(call.convolution),
         rows_(tile),
-        copy_(tile + round_up((call.positions * call.width + staging::kMaxLanes) * call.scalar,
-                              kCacheLine)),
-        block_(task / call.channel_blocks),
-        part_(task % call.channel_blocks) {}
+        block_(task / call.parts()),
+        part_(task % call.channel_blocks) {
+    const int64_t block = task % call.parts() / call.channel_blocks;
+    first_row_ = block_start(block, call.row_blocks, call.count);
+    row_count_ = block_start(block + 1, call.row_blocks, call.count) - first_row_;
+    copy_ = tile +
+            round_up((call.positions * row_count_ + staging::kMaxLanes) * call.scalar, kCacheLine);
+  }
 
   void run() noexcept {
+    if (row_count_ == 0) return;
     const int64_t begin = block_start(block_, call_.blocks, call_.pieces);
     const int64_t end = block_start(block_ + 1, call_.blocks, call_.pieces);
     const int64_t lanes = call_.kernels->lanes;
@@ -58,13 +63,17 @@ class Task {
 
  private:
   void clear_sums(int64_t first, int64_t last) const noexcept {
-    for (int64_t i = 0; i < call_.count; ++i) {
+    for (int64_t i = 0; i < row_count_; ++i) {
       for (int64_t tap = 0; tap < c_.taps(); ++tap) {
-        char* const at = call_.sums(block_, i, tap * call_.per_tap + first);
-        std::memset(at, 0, (last - first) * call_.scalar);
+        std::memset(sums(i, tap * call_.per_tap + first), 0, (last - first) * call_.scalar);
       }
-      if (part_ == 0) std::memset(call_.sums(block_, i, call_.columns - 1), 0, call_.scalar);
+      if (part_ == 0) call_.set_bias(block_, first_row_ + i, 0);
     }
+  }
+
+  // Of this task's rows.
+  char* sums(int64_t i, int64_t column) const noexcept {
+    return call_.sums(block_, first_row_ + i, column);
   }
 
   Piece piece_of(int64_t piece) const noexcept {
@@ -86,7 +95,7 @@ class Task {
       case NEQ_BF16:
         // The copy of pixels is not in use yet.
         gather<uint16_t>(copy_);
-        const int64_t length = positions() * call_.count;
+        const int64_t length = positions() * row_count_;
         const staging::Rows from = {copy_, 0, 0, 1, 1, 1, length, copy_ + length * call_.element};
         call_.staging->copy(rows_, {}, from);
     }
@@ -97,24 +106,32 @@ class Task {
   template <class Storage>
   void gather(char* tile) const noexcept {
     const Strides& dy = c_.dy;
+    const int32_t* const index = call_.index + first_row_;
     auto* to = reinterpret_cast<Storage*>(tile);
     for (int64_t k = 0; k < count_; ++k) {
       const Piece& piece = pieces_[k];
       const auto* from = reinterpret_cast<const Storage*>(call_.dy) + piece.sample * dy.batch +
                          piece.row * dy.axis[0] + piece.begin * dy.axis[1];
       for (int64_t q = piece.begin; q < piece.end; ++q, from += dy.axis[1]) {
-        for (int64_t i = 0; i < call_.count; ++i) *to++ = from[call_.index[i] * dy.channel];
+        for (int64_t i = 0; i < row_count_; ++i) *to++ = from[index[i] * dy.channel];
       }
     }
   }
 
   template <class Scalar>
   void add_bias() const noexcept {
-    for (int64_t i = 0; i < call_.count; ++i) {
-      const auto* row = reinterpret_cast<const Scalar*>(rows_) + i;
-      Scalar sum = 0;
-      for (int64_t k = 0; k < positions(); ++k) sum += row[k * call_.count];
-      *reinterpret_cast<Scalar*>(call_.sums(block_, i, call_.columns - 1)) += sum;
+    constexpr int64_t kAtOnce = 32;
+    for (int64_t first = 0; first < row_count_; first += kAtOnce) {
+      const int64_t some = std::min(kAtOnce, row_count_ - first);
+      const auto* row = reinterpret_cast<const Scalar*>(rows_) + first;
+      double all[kAtOnce] = {};
+      for (int64_t k = 0; k < positions(); ++k, row += row_count_) {
+        for (int64_t i = 0; i < some; ++i) all[i] += row[i];
+      }
+      for (int64_t i = 0; i < some; ++i) {
+        const int64_t place = first_row_ + first + i;
+        call_.set_bias(block_, place, call_.bias(block_, place) + all[i]);
+      }
     }
   }
 
@@ -133,7 +150,7 @@ class Task {
 
     const int64_t step = wide.stride * c_.x.axis[1] * call_.element;
     const int64_t bytes = vectors * call_.kernels->lanes * call_.element;
-    char* const sums = call_.sums(block_, 0, tap * call_.per_tap + channel);
+    char* const target = sums(0, tap * call_.per_tap + channel);
     Run runs[kPieces];
     int64_t run_count = 0;
     int64_t at = begin - pieces_[0].begin;
@@ -148,10 +165,10 @@ class Task {
       } else {  // the last vector would read beyond the tensor
         copy(x, channel, bytes, end - begin, step);
         const Run run = {copy_, at};
-        add(sums, vectors, &run, 1, end - begin, bytes);
+        add(target, vectors, &run, 1, end - begin, bytes);
       }
     }
-    add(sums, vectors, runs, run_count, end - begin, step);
+    add(target, vectors, runs, run_count, end - begin, step);
   }
 
   void copy(const char* x, int64_t channel, int64_t bytes, int64_t length,
@@ -166,12 +183,12 @@ class Task {
   void add(char* sums, int64_t vectors, const Run* runs, int64_t run_count, int64_t length,
            int64_t step) const noexcept {
     const Kernels& kernels = *call_.kernels;
-    const int64_t tall = divide_up(call_.count, kernels.rows);
+    const int64_t tall = divide_up(row_count_, kernels.rows);
     for (int64_t i = 0; i < tall; ++i) {
-      const int64_t row = block_start(i, tall, call_.count);
-      const int64_t row_count = block_start(i + 1, tall, call_.count) - row;
+      const int64_t row = block_start(i, tall, row_count_);
+      const int64_t row_count = block_start(i + 1, tall, row_count_) - row;
       kernels.accumulate(sums + row * call_.columns * call_.scalar, call_.columns,
-                         rows_ + row * call_.scalar, call_.count, row_count, vectors, runs,
+                         rows_ + row * call_.scalar, row_count_, row_count, vectors, runs,
                          run_count, length, step);
     }
   }
@@ -182,6 +199,8 @@ class Task {
   char* copy_;
   int64_t block_;
   int64_t part_;
+  int64_t first_row_;
+  int64_t row_count_;
   int64_t count_ = 0;
   Piece pieces_[kPieces];
 };

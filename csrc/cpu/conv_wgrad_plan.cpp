@@ -20,6 +20,10 @@ constexpr int64_t kTaskChannels = 32;
 // Fewer channels of x would leave lanes empty.
 constexpr int64_t kFewestLanes = 8;
 constexpr int64_t kLaneChannels = 64;
+// Rows of a task, at least, that share one reading of x; and sums of all blocks, at most, unless
+// there is but one block.
+constexpr int64_t kTaskRows = 24;
+constexpr int64_t kMostSums = 1 << 20;
 constexpr int64_t kMost = 1 << 30;
 // Numbers of dy staged for all tasks at once.
 constexpr int64_t kMostShared = 1 << 24;
@@ -56,6 +60,7 @@ int64_t tasks_for(const Call& call, double positions) noexcept {
 neq_status plan_planes(Call* call) noexcept {
   const Convolution& c = call->convolution;
   call->run = run_planes;
+  call->row_blocks = 1;
   for (int d = 0; d < 2; ++d) call->steps[d] = Steps::of(c.axis[d]);
   if (call->steps[0].phases > kMostPhases || call->steps[1].phases > kMostPhases ||
       call->phases() > kMostPhases || call->steps[0].pitch > kMost / call->steps[1].pitch) {
@@ -76,7 +81,7 @@ neq_status plan_planes(Call* call) noexcept {
   call->channels = std::clamp<int64_t>(kStagedBytes / channel_bytes, 1, std::max<int64_t>(most, 1));
   call->per_tap = 1;
   call->per_channel = c.taps();
-  call->columns = c.inputs * c.taps() + 1;
+  call->columns = c.inputs * c.taps() + kBiasColumns;
   if (call->channels > kMost / (call->column * call->phases()) || call->width > kMost / call->row ||
       call->columns > kMost) {
     return unsupported();
@@ -123,14 +128,18 @@ neq_status plan_lanes(Call* call) noexcept {
   if (call->columns > kMost || call->width > kMost / kPieces) return unsupported();
   const double all = static_cast<double>(c.batch) * c.axis[0].out * out;
   const int64_t tasks = tasks_for(*call, all);
-  call->blocks = std::min(tasks, divide_up(call->pieces, call->pieces_at_once));
-  call->channel_blocks =
-      std::clamp<int64_t>(tasks / call->blocks, 1, divide_up(c.inputs, kLaneChannels));
+  const int64_t most = std::max<int64_t>(kMostSums / (call->width * call->columns), 1);
+  call->blocks = std::min({tasks, divide_up(call->pieces, call->pieces_at_once), most});
+  call->row_blocks =
+      std::clamp<int64_t>(tasks / call->blocks, 1, divide_up(call->width, kTaskRows));
+  call->channel_blocks = std::clamp<int64_t>(tasks / (call->blocks * call->row_blocks), 1,
+                                             divide_up(c.inputs, kLaneChannels));
   call->rows_staged = 0;
   const int64_t pixel = call->kernels->vectors * call->kernels->lanes;
-  const int64_t copied = call->positions * std::max(pixel, call->width) * call->element;
+  const int64_t rows = divide_up(call->width, call->row_blocks);
+  const int64_t copied = call->positions * std::max(pixel, rows) * call->element;
   call->tile_bytes =
-      round_up((call->positions * call->width + staging::kMaxLanes) * call->scalar, kCacheLine) +
+      round_up((call->positions * rows + staging::kMaxLanes) * call->scalar, kCacheLine) +
       round_up(copied, kCacheLine);
   return NEQ_OK;
 }

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
 
 #include "cache.h"
 #include "conv_wgrad.h"
@@ -15,6 +16,7 @@ inline constexpr int64_t kMostPhases = 64;
 // Pieces taken at once, at most, and positions of all of them: so few that the pixels they meet
 // stay in a first cache, and that rounding does not build up, so many that sums are rarely written.
 inline constexpr int64_t kPieces = 128;
+inline constexpr int64_t kBiasColumns = 2;
 
 // Which steps of a phase lie in x, and the first of them in it.
 struct Range {
@@ -72,6 +74,7 @@ struct Call {
   int64_t per_tap;      // columns from one weight of a channel to the next
   int64_t per_channel;  // and from one channel to the next
   int64_t blocks;       // of positions
+  int64_t row_blocks;   // of the list
   int64_t channel_blocks;
   int64_t tile_bytes;   // of each task
   int64_t rows_staged;  // of dy, beforehand, for all tasks; 0: each task stages its own
@@ -103,12 +106,22 @@ struct Call {
   char* partial;     // [blocks, width, columns]
   char* tiles;
 
-  // Task t: block t / channel_blocks of the positions, and as many channels as are in block t %
-  // channel_blocks of them.
-  int64_t tasks() const noexcept { return blocks * channel_blocks; }
+  // Task t: block t / parts() of the positions, and in them a block of rows and one of channels.
+  int64_t parts() const noexcept { return row_blocks * channel_blocks; }
+  int64_t tasks() const noexcept { return blocks * parts(); }
   int64_t phases() const noexcept { return steps[0].phases * steps[1].phases; }
   char* sums(int64_t block, int64_t i, int64_t column) const noexcept {
     return partial + ((block * width + i) * columns + column) * scalar;
+  }
+  // A bias gradient is all of dy's channel, and summed as a double: in the last two places of a
+  // row.
+  double bias(int64_t block, int64_t i) const noexcept {
+    double sum;
+    std::memcpy(&sum, sums(block, i, columns - kBiasColumns), sizeof sum);
+    return sum;
+  }
+  void set_bias(int64_t block, int64_t i, double sum) const noexcept {
+    std::memcpy(sums(block, i, columns - kBiasColumns), &sum, sizeof sum);
   }
   int64_t offset_bytes() const noexcept {
     return round_up(convolution.taps() * int64_t{sizeof(int64_t)}, kCacheLine);

@@ -59,8 +59,8 @@ class Task {
         c_(call.convolution),
         rows_(tile),
         columns_(tile + (call.rows_staged > 0 ? 0 : call.width * call.row * call.scalar)),
-        block_(task / call.channel_blocks),
-        part_(task % call.channel_blocks),
+        block_(task / call.parts()),
+        part_(task % call.parts()),
         begin_(block_start(block_, call.blocks, call.convolution.batch)) {}
 
   void run() noexcept {
@@ -88,7 +88,7 @@ class Task {
     const int64_t weights = (last - first) * c_.taps() * call_.scalar;
     for (int64_t i = 0; i < call_.count; ++i) {
       std::memset(sums(i, first * c_.taps()), 0, weights);
-      if (part_ == 0) std::memset(sums(i, call_.columns - 1), 0, call_.scalar);
+      if (part_ == 0) call_.set_bias(block_, i, 0);
     }
   }
 
@@ -213,20 +213,21 @@ class Task {
   }
 
   template <class Scalar>
-  void add_bias_of(int64_t i) const noexcept {
+  double sum_of(int64_t i) const noexcept {
     const auto* row = reinterpret_cast<const Scalar*>(rows_ + i * call_.row * call_.scalar);
-    Scalar parts[kStep] = {};
+    double parts[kStep] = {};
     for (int64_t k = 0; k < call_.length; k += kStep) {
       for (int64_t lane = 0; lane < kStep; ++lane) parts[lane] += row[k + lane];
     }
-    Scalar sum = 0;
-    for (const Scalar part : parts) sum += part;
-    *reinterpret_cast<Scalar*>(sums(i, call_.columns - 1)) += sum;
+    double sum = 0;
+    for (const double part : parts) sum += part;
+    return sum;
   }
 
   void add_bias() const noexcept {
     for (int64_t i = 0; i < call_.count; ++i) {
-      call_.scalar == 8 ? add_bias_of<double>(i) : add_bias_of<float>(i);
+      const double sum = call_.scalar == 8 ? sum_of<double>(i) : sum_of<float>(i);
+      call_.set_bias(block_, i, call_.bias(block_, i) + sum);
     }
   }
 
