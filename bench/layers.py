@@ -154,6 +154,7 @@ def measure(
     for name in runs.keys() & OURS.keys():
         settle(runs[name].layer, runs[name].step)
         runs[name].record()
+    check_gradients(runs["masked"], runs["ours, propagate=all"])
     providers = {name: Provider(run.run, run.prepare) for name, run in runs.items()}
     timings = interleave(apart(providers, sets), sets=sets, seconds=seconds, device=device)
     weight = runs["dense"].layer.weight
@@ -163,6 +164,28 @@ def measure(
         for name, run in runs.items()
         if name != "wgrad off" or share == 1
     ]
+
+
+def check_gradients(torchs: Backward, ours: Backward) -> None:
+    """A time is worth nothing where the gradients are not torch's, frozen rows zeroed.
+
+    Raises:
+        RuntimeError: ours are not within what rounding explains.
+    """
+    for run in (torchs, ours):
+        run.prepare(0)
+        run.run(0)
+    for name, expected in torchs.layer.named_parameters():
+        found = ours.layer.get_parameter(name).grad
+        if expected.grad is None:
+            continue
+        error = (found - expected.grad).abs().max()
+        allowed = 0.02 * expected.grad.abs().max()
+        if not error <= allowed:
+            raise RuntimeError(
+                f"{name}: expected gradients within {allowed:.3g} of torch's, got one {error:.3g} "
+                "away; do not trust this build"
+            )
 
 
 def path_of(layer: nn.Module) -> str:

@@ -204,6 +204,24 @@ def test_every_provider_computes_the_gradients_it_stands_for(case: Case):
     assert not torch.allclose(gradients["ours, propagate=active"][0], dx)
 
 
+@pytest.mark.parametrize("active", [[1, 4, 6], [1, 4]])
+def test_times_of_wrong_gradients_are_refused(active):
+    case = SMALL[0]
+    x = case.example()
+    sets = (neq.ActiveSet.from_index(chosen, case.neurons) for chosen in ([1, 4, 6], active))
+    runs, others = (
+        layers.backwards(case, a, [x], [torch.ones_like(case.layer()(x))]) for a in sets
+    )
+    torchs, ours = runs["masked"], others["ours, propagate=all"]
+    ours.layer.load_state_dict(torchs.layer.state_dict())
+    ours.record()
+    if len(active) == 3:
+        layers.check_gradients(torchs, ours)
+    else:
+        with pytest.raises(RuntimeError, match="do not trust this build"):
+            layers.check_gradients(torchs, ours)
+
+
 def test_ceilings_follow_their_definitions(monkeypatch):
     times = {"dense": 10.0, "wgrad off": 6.0, "masked": 11.0, "naive": 9.0}
     times |= {"ours, propagate=all": 8.0, "ours, propagate=active": 4.0}
