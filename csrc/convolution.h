@@ -1,5 +1,5 @@
-// What a call of depthwise_wgrad or conv_wgrad means, on any device: its arguments checked, and one
-// spatial dimension made two, the first of them of size 1.
+// What a call of depthwise_wgrad, conv_wgrad or conv_dgrad means, on any device: its arguments
+// checked, and one spatial dimension made two, the first of them of size 1.
 #pragma once
 
 #include <cstdint>
@@ -44,8 +44,9 @@ struct Convolution {
 };
 
 // One: every output channel reads all input channels, and dw has a row per place of the list.
-// Depthwise: each reads one, and dw has all rows.
-enum class Groups { kOne, kDepthwise };
+// Depthwise: each reads one, and dw has all rows. Input: as kOne, but what is sought is x's
+// gradient: x is written and called dx, dw is the weight, with all rows.
+enum class Groups { kOne, kDepthwise, kInput };
 
 neq_status understand(const neq_tensor* dy, const neq_tensor* x, int64_t width,
                       const neq_window* window, const neq_tensor* dw, Groups groups,

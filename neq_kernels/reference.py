@@ -2,7 +2,7 @@
 
 Neurons are output channels. ``lists`` names the active ones; ``dy`` is the gradient of the layer's
 output. Whatever has the shape of a parameter comes back in full shape with frozen rows exactly
-zero. ``pack``, ``depthwise`` and ``rows`` are what other backends replace.
+zero. ``pack``, ``depthwise``, ``rows`` and ``dgrad`` are what other backends replace.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from neq_kernels.active import Lists, Regrouped
+from neq_kernels.reference_conv import conv_dgrad  # noqa: F401, part of it
 from neq_kernels.reference_rows import row_adamw, row_sgd  # noqa: F401, also part of it
 
 BLOCK = 8
@@ -22,6 +23,7 @@ CHUNK = {"cpu": 1 << 17, "cuda": 1 << 24}
 Pack = Callable[[Tensor, Tensor, int, int, bool], tuple[Tensor, Tensor]]
 Depthwise = Callable[..., tuple[Tensor, Tensor]]
 Rows = Callable[..., tuple[Tensor, Tensor]]
+Dgrad = Callable[..., Tensor]
 
 
 def pack_channels(
@@ -218,6 +220,7 @@ def conv_backward(
     pack: Pack = pack_channels,
     depthwise: Depthwise | None = None,
     rows: Rows | None = None,
+    dgrad: Dgrad | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Both gradients of a convolution from its active channels alone, from one packing of ``dy``:
     those of a dense backward whose ``dy`` is zero in the frozen channels."""
@@ -226,6 +229,9 @@ def conv_backward(
         dw, db = conv_wgrad(
             dy, x, weight, lists, bias, *geometry, groups, depthwise=depthwise, rows=rows
         )
+        if dgrad and groups == 1:
+            last = x.dim() == 4 and x.stride(1) == 1 and not x.is_contiguous()
+            return dgrad(dy, weight, lists, x.shape[2:], *geometry, last), dw, db
         needed = (True, False)
         return _conv(dy, x, weight, lists, False, geometry, groups, pack, needed)[0], dw, db
     return _conv(dy, x, weight, lists, bias, geometry, groups, pack, (True, True))

@@ -1,0 +1,194 @@
+// conv_dgrad where the channels of dx lie side by side: they are the lanes of vectors.
+//
+// The active channels of dy are staged side by side, pixel by pixel, with the zeros of the borders
+// around. A pixel of dx is then a sum over weights and active channels, of numbers that are staged
+// a fixed number of elements from those for the pixel before, times rows of the weight. These are
+// packed into panels of some vectors; a few pixels are multiplied at a time (conv_dgrad_loops.h).
+#include <algorithm>
+#include <cstring>
+
+#include "conv_dgrad_block.h"
+
+namespace neq::dgrad {
+namespace {
+
+class Task {
+ public:
+  Task(const Call& call, char* memory) noexcept
+      : call_(call), c_(call.convolution), room_(call, memory) {}
+
+  void run(int64_t begin, int64_t end) noexcept {
+    Part before = {0, 0, 0, 0};
+    for (int64_t task = begin; task < end; ++task) {
+      const Part part = Part::of(call_, task);
+      if (part.first != before.first || part.last != before.last) pack(part);
+      before = part;
+      const int64_t units = part.units_end - part.units_begin;
+      const int64_t steps = divide_up(units, call_.units_at_once);
+      for (int64_t step = 0; step < steps; ++step) {
+        const Block block(call_, part.units_begin + block_start(step, steps, units),
+                          part.units_begin + block_start(step + 1, steps, units));
+        compute(block, part);
+      }
+    }
+  }
+
+ private:
+  const Phase& tall(int64_t phase) const noexcept {
+    return call_.side[0].phase[phase / call_.side[1].phases];
+  }
+  const Phase& wide(int64_t phase) const noexcept {
+    return call_.side[1].phase[phase % call_.side[1].phases];
+  }
+  int64_t phases() const noexcept { return call_.side[0].phases * call_.side[1].phases; }
+
+  Panels panels(const Part& part, int64_t taps) const noexcept {
+    const int64_t vectors = divide_up(part.last - part.first, call_.kernels->lanes);
+    return {vectors, divide_up(vectors, call_.kernels->pixels.vectors), call_.count * taps};
+  }
+
+  int64_t padded(const Part& part) const noexcept {
+    return round_up(part.last - part.first, call_.kernels->lanes);
+  }
+
+  // The panels of each phase; in one the active channels of a weight behind each other.
+  void pack(const Part& part) const noexcept {
+    for (int64_t i = 0; i < call_.count; ++i) {
+      const char* const source =
+          call_.weight +
+          (call_.index[i] * c_.dw.batch + part.first * c_.dw.channel) * call_.element;
+      int64_t tap = 0;
+      for (int64_t phase = 0; phase < phases(); ++phase) {
+        const int64_t taps = tall(phase).taps * wide(phase).taps;
+        const Weights weights = {source,        part.last - part.first,
+                                 c_.dw.channel, call_.weight_offsets + tap,
+                                 taps,          call_.weight_end};
+        char* const columns = room_.weights + padded(part) * call_.count * tap * call_.scalar;
+        call_.kernels->pack_columns(columns, panels(part, taps), i, call_.count, weights);
+        tap += taps;
+      }
+    }
+  }
+
+  void compute(const Block& block, const Part& part) noexcept {
+    if (call_.side[0].gaps || call_.side[1].gaps) block.clear(part.first, part.last);
+    if (phases() > 0) stage(block);
+    int64_t tap = 0;
+    for (int64_t phase = 0; phase < phases(); ++phase) {
+      multiply(block, part, phase, tap);
+      tap += tall(phase).taps * wide(phase).taps;
+    }
+  }
+
+  char* pixel(int64_t row, int64_t column) const noexcept {
+    return room_.staged + (row * call_.pitch + column) * call_.count * call_.scalar;
+  }
+
+  void stage(const Block& block) const noexcept {
+    const Side& tall = call_.side[0];
+    const Side& wide = call_.side[1];
+    const int64_t first = block.first_step() + wide.lowest;
+    const int64_t length = block.steps() + wide.reach;
+    const int64_t q = std::clamp<int64_t>(first, 0, c_.axis[1].out);
+    const int64_t last = std::clamp<int64_t>(first + length, 0, c_.axis[1].out);
+    for (const Slab& slab : block) {
+      const int64_t above = slab.begin + tall.lowest;
+      const int64_t below = slab.end + tall.lowest + tall.reach;
+      for (int64_t p = above; p < below; ++p) {
+        const int64_t row = slab.at + p - above;
+        const bool outside = p < 0 || p >= c_.axis[0].out || q >= last;
+        if (outside) {
+          zero(row, 0, length);
+          continue;
+        }
+        zero(row, 0, q - first);
+        const int64_t at = slab.sample * c_.dy.batch + p * c_.dy.axis[0] + q * c_.dy.axis[1];
+        call_.kernels->gather(pixel(row, q - first), call_.dy + at * call_.element, last - q,
+                              c_.dy.axis[1], c_.dy.channel, call_.index, call_.count);
+        zero(row, last - first, length);
+      }
+    }
+  }
+
+  void zero(int64_t row, int64_t from, int64_t to) const noexcept {
+    if (to > from) std::memset(pixel(row, from), 0, (to - from) * call_.count * call_.scalar);
+  }
+
+  void multiply(const Block& block, const Part& part, int64_t phase, int64_t tap) const noexcept {
+    const int64_t taps = tall(phase).taps * wide(phase).taps;
+    const int64_t length = block.steps(wide(phase));
+    if (length <= 0) return;
+    const Kernels& kernels = *call_.kernels;
+    const Panels panels = this->panels(part, taps);
+    const char* const weights = room_.weights + padded(part) * call_.count * tap * call_.scalar;
+    const int64_t* const offsets = call_.staged_offsets + tap;
+    for (int64_t n = 0; n < panels.panels; ++n) {
+      const int64_t vector = block_start(n, panels.panels, panels.vectors);
+      const int64_t vectors = block_start(n + 1, panels.panels, panels.vectors) - vector;
+      const int64_t channel = part.first + vector * kernels.lanes;
+      const Tile tile = {channel, std::min(vectors * kernels.lanes, part.last - channel), vectors,
+                         weights + vector * kernels.lanes * panels.length * call_.scalar};
+      multiply_panel(block, tile, phase, offsets, taps, length);
+    }
+  }
+
+  // A panel of weights, and the channels of dx it is for.
+  struct Tile {
+    int64_t channel;
+    int64_t channels;
+    int64_t vectors;
+    const char* columns;
+  };
+
+  // All pixels of a phase, a few at a time.
+  void multiply_panel(const Block& block, const Tile& tile, int64_t phase, const int64_t* offsets,
+                      int64_t taps, int64_t length) const noexcept {
+    const int64_t step = c_.x.axis[1] * c_.axis[1].stride * call_.element;
+    const void* rows[kMostRows];
+    void* targets[kMostRows];
+    int64_t found = 0;
+    const auto most = call_.kernels->pixels.rows;
+    for (const Slab& slab : block) {
+      for (int64_t row = 0; row < slab.rows(tall(phase)); ++row) {
+        const int64_t at = block.target(slab, row, tall(phase), wide(phase)) + tile.channel;
+        char* target = call_.dx + at * call_.element;
+        for (int64_t k = 0; k < length; ++k, target += step) {
+          rows[found] = pixel(slab.at + row, k);
+          targets[found] = target;
+          if (++found < most) continue;
+          multiply_pixels(tile, rows, targets, found, offsets, taps);
+          found = 0;
+        }
+      }
+    }
+    if (found > 0) multiply_pixels(tile, rows, targets, found, offsets, taps);
+  }
+
+  void multiply_pixels(const Tile& tile, const void* const* rows, void* const* targets,
+                       int64_t count, const int64_t* offsets, int64_t taps) const noexcept {
+    const Kernels& kernels = *call_.kernels;
+    const int64_t pitch = tile.vectors * kernels.lanes;
+    const bool straight = call_.element == call_.scalar && tile.channels == pitch;
+    void* sums[kMostRows];
+    for (int64_t r = 0; r < count; ++r) {
+      sums[r] = straight ? targets[r] : room_.tile + r * pitch * call_.scalar;
+    }
+    kernels.multiply_rows(sums, rows, count, tile.vectors, offsets, taps, call_.count,
+                          tile.columns);
+    if (straight) return;
+    const Segment all = {0, 0, tile.channels};
+    kernels.store(targets, count, 1, room_.tile, pitch, &all, 1);
+  }
+
+  const Call& call_;
+  const Convolution& c_;
+  const Room room_;
+};
+
+}  // namespace
+
+void run_pixels(const Call& call, int64_t begin, int64_t end, char* memory) {
+  Task(call, memory).run(begin, end);
+}
+
+}  // namespace neq::dgrad
