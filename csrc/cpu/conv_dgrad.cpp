@@ -16,20 +16,18 @@ namespace {
 // Phase by phase, in the order in which both ways add up their weights.
 void find_offsets(const Call& call) noexcept {
   const Convolution& c = call.convolution;
-  const Side& tall = call.side[0];
-  const Side& wide = call.side[1];
   const int64_t pixel = call.pixels ? call.count : 1;
   int64_t at = 0;
-  for (int64_t phase = 0; phase < tall.phases * wide.phases; ++phase) {
-    const Phase& a = tall.phase[phase / wide.phases];
-    const Phase& b = wide.phase[phase % wide.phases];
+  for (int64_t phase = 0; phase < call.phases(); ++phase) {
+    const Phase& a = call.tall(phase);
+    const Phase& b = call.wide(phase);
     for (int64_t tap = 0; tap < a.taps * b.taps; ++tap, ++at) {
       const int64_t i = tap / b.taps;
       const int64_t j = tap % b.taps;
-      const int64_t row = a.first_shift - i * tall.drop - tall.lowest;
-      const int64_t column = b.first_shift - j * wide.drop - wide.lowest;
-      call.weight_offsets[at] =
-          (a.first + i * tall.period) * c.dw.axis[0] + (b.first + j * wide.period) * c.dw.axis[1];
+      const int64_t row = a.first_shift - i * call.side[0].drop - call.side[0].lowest;
+      const int64_t column = b.first_shift - j * call.side[1].drop - call.side[1].lowest;
+      call.weight_offsets[at] = (a.first + i * call.side[0].period) * c.dw.axis[0] +
+                                (b.first + j * call.side[1].period) * c.dw.axis[1];
       call.staged_offsets[at] = (row * call.pitch + column) * pixel;
     }
   }

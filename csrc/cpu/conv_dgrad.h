@@ -65,6 +65,9 @@ struct Kernels {
   // rows[r][segment.to + k * step] = tile[r * pitch + segment.from + k], rounded to the element.
   void (*store)(void* const* rows, int64_t row_count, int64_t step, const void* tile, int64_t pitch,
                 const Segment* segments, int64_t segment_count);
+  // rows[r][segment.to + 2 * k + i] = tiles[i][r * pitch + segment.from + k] for both of them.
+  void (*interleave)(void* const* rows, int64_t row_count, const void* const* tiles, int64_t pitch,
+                     const Segment* segments, int64_t segment_count);
   // panels[input / rows][place + tap][input % rows], each of `length` places.
   void (*pack_rows)(void* panels, int64_t length, int64_t place, const Weights& weights);
   // The same in Panels of inputs; taps are `step` places apart. Of no input beyond the last one is

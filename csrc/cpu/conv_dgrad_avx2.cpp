@@ -27,6 +27,13 @@ struct Some : E {
     }
     for (int64_t k = 0; k < count; ++k) to[k] = E::store(from[k]);
   }
+  NEQ_AVX2_INLINE static void put_both(typename E::Storage* to, const Scalar* even,
+                                       const Scalar* odd, int64_t count) {
+    for (int64_t k = 0; k < count; ++k) {
+      to[2 * k] = E::store(even[k]);
+      to[2 * k + 1] = E::store(odd[k]);
+    }
+  }
 };
 
 template <class E>

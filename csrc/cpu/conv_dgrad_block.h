@@ -54,14 +54,16 @@ class Block {
            (wide.place + begin_ * c.axis[1].stride) * c.x.axis[1];
   }
 
-  // Of channels [first, last), all that lies in these rows, whatever its phase.
-  void clear(int64_t first, int64_t last) const noexcept {
+  // Of channels [first, last), all that lies in these rows, whatever its phase; or of those rows
+  // alone that are of none.
+  void clear(int64_t first, int64_t last, bool all) const noexcept {
     const Convolution& c = call_.convolution;
     const int64_t v = begin_ * c.axis[1].stride;
     const int64_t wide = std::min(end_ * c.axis[1].stride, c.axis[1].in) - v;
     for (const Slab& slab : *this) {
       const int64_t bottom = std::min(slab.end * c.axis[0].stride, c.axis[0].in);
       for (int64_t u = slab.begin * c.axis[0].stride; u < bottom; ++u) {
+        if (!all && met(u % c.axis[0].stride)) continue;
         const int64_t row = slab.sample * c.x.batch + u * c.x.axis[0] + v * c.x.axis[1];
         if (c.x.axis[1] == 1) {
           for (int64_t channel = first; channel < last; ++channel) {
@@ -77,6 +79,12 @@ class Block {
   }
 
  private:
+  bool met(int64_t place) const noexcept {
+    const Side& tall = call_.side[0];
+    return std::any_of(tall.phase, tall.phase + tall.phases,
+                       [=](const Phase& phase) { return phase.place == place; });
+  }
+
   void zero(int64_t at, int64_t count, int64_t step) const noexcept {
     char* const to = call_.dx + at * call_.element;
     if (step == 1) {

@@ -1,7 +1,8 @@
 // The loops of conv_dgrad for one instruction set. The file that includes them defines NEQ_LOOP,
 // which puts that set on a function, NEQ_LOOP_INLINE likewise, and hands in the elements E of
 // vectors_<set>.h with two functions more, for some of a vector's lanes:
-//   move(to, from, count) copies floats (doubles), put(to, from, count) rounds them to elements.
+//   move(to, from, count) copies floats (doubles), put(to, from, count) rounds them to elements,
+//   put_both(to, even, odd, count) those of two vectors in turn
 #include <algorithm>
 #include <array>
 #include <cstdint>
@@ -170,6 +171,24 @@ NEQ_LOOP void store(void* const* rows, int64_t row_count, int64_t step, const vo
   }
 }
 
+template <class E>
+NEQ_LOOP void interleave(void* const* rows, int64_t row_count, const void* const* tiles,
+                         int64_t pitch, const Segment* segments, int64_t segment_count) {
+  using V = typename E::Vectors;
+  for (int64_t r = 0; r < row_count; ++r) {
+    const auto* const even = static_cast<const typename V::Scalar*>(tiles[0]) + r * pitch;
+    const auto* const odd = static_cast<const typename V::Scalar*>(tiles[1]) + r * pitch;
+    for (int64_t s = 0; s < segment_count; ++s) {
+      const int64_t from = segments[s].from;
+      auto* const to = static_cast<typename E::Storage*>(rows[r]) + segments[s].to;
+      const int64_t count = segments[s].count;
+      for (int64_t k = 0; k < count; k += V::kLanes) {
+        E::put_both(to + 2 * k, even + from + k, odd + from + k, std::min(V::kLanes, count - k));
+      }
+    }
+  }
+}
+
 template <class E, int kPanel>
 NEQ_LOOP void pack_rows(void* panels, int64_t length, int64_t place, const Weights& weights) {
   using Scalar = typename E::Vectors::Scalar;
@@ -181,7 +200,9 @@ NEQ_LOOP void pack_rows(void* panels, int64_t length, int64_t place, const Weigh
     for (int64_t tap = 0; tap < w.taps; ++tap) {
       const auto* const from = source + w.offsets[tap];
       Scalar* const row = to + tap * kPanel;
-      if (rows == kPanel) {
+      if (rows == kPanel && w.stride == 1) {
+        for (int r = 0; r < kPanel; ++r) row[r] = E::load(from[r]);
+      } else if (rows == kPanel) {
 #pragma GCC unroll 8
         for (int r = 0; r < kPanel; ++r) row[r] = E::load(from[r * w.stride]);
       } else {
@@ -312,6 +333,7 @@ constexpr Kernels make_kernels() noexcept {
           multiply_panel<V, kPlaneRows, kRegisters>,
           multiply_rows<V, kRegisters>,
           store<E>,
+          interleave<E>,
           pack_rows<E, kPlaneRows>,
           pack_columns<E>,
           unfold<E>,

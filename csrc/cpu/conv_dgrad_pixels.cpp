@@ -19,6 +19,7 @@ class Task {
 
   void run(int64_t begin, int64_t end) noexcept {
     Part before = {0, 0, 0, 0};
+    int64_t staged = -1;  // the first unit, where all of a part's units are staged
     for (int64_t task = begin; task < end; ++task) {
       const Part part = Part::of(call_, task);
       if (part.first != before.first || part.last != before.last) pack(part);
@@ -28,20 +29,13 @@ class Task {
       for (int64_t step = 0; step < steps; ++step) {
         const Block block(call_, part.units_begin + block_start(step, steps, units),
                           part.units_begin + block_start(step + 1, steps, units));
-        compute(block, part);
+        compute(block, part, steps == 1 && part.units_begin == staged);
       }
+      staged = steps == 1 ? part.units_begin : -1;
     }
   }
 
  private:
-  const Phase& tall(int64_t phase) const noexcept {
-    return call_.side[0].phase[phase / call_.side[1].phases];
-  }
-  const Phase& wide(int64_t phase) const noexcept {
-    return call_.side[1].phase[phase % call_.side[1].phases];
-  }
-  int64_t phases() const noexcept { return call_.side[0].phases * call_.side[1].phases; }
-
   Panels panels(const Part& part, int64_t taps) const noexcept {
     const int64_t vectors = divide_up(part.last - part.first, call_.kernels->lanes);
     return {vectors, divide_up(vectors, call_.kernels->pixels.vectors), call_.count * taps};
@@ -58,8 +52,8 @@ class Task {
           call_.weight +
           (call_.index[i] * c_.dw.batch + part.first * c_.dw.channel) * call_.element;
       int64_t tap = 0;
-      for (int64_t phase = 0; phase < phases(); ++phase) {
-        const int64_t taps = tall(phase).taps * wide(phase).taps;
+      for (int64_t phase = 0; phase < call_.phases(); ++phase) {
+        const int64_t taps = call_.tall(phase).taps * call_.wide(phase).taps;
         const Weights weights = {source,        part.last - part.first,
                                  c_.dw.channel, call_.weight_offsets + tap,
                                  taps,          call_.weight_end};
@@ -70,13 +64,13 @@ class Task {
     }
   }
 
-  void compute(const Block& block, const Part& part) noexcept {
-    if (call_.side[0].gaps || call_.side[1].gaps) block.clear(part.first, part.last);
-    if (phases() > 0) stage(block);
+  void compute(const Block& block, const Part& part, bool staged) noexcept {
+    if (call_.side[0].gaps || call_.side[1].gaps) block.clear(part.first, part.last, true);
+    if (!staged && call_.phases() > 0) stage(block);
     int64_t tap = 0;
-    for (int64_t phase = 0; phase < phases(); ++phase) {
+    for (int64_t phase = 0; phase < call_.phases(); ++phase) {
       multiply(block, part, phase, tap);
-      tap += tall(phase).taps * wide(phase).taps;
+      tap += call_.tall(phase).taps * call_.wide(phase).taps;
     }
   }
 
@@ -115,8 +109,8 @@ class Task {
   }
 
   void multiply(const Block& block, const Part& part, int64_t phase, int64_t tap) const noexcept {
-    const int64_t taps = tall(phase).taps * wide(phase).taps;
-    const int64_t length = block.steps(wide(phase));
+    const int64_t taps = call_.tall(phase).taps * call_.wide(phase).taps;
+    const int64_t length = block.steps(call_.wide(phase));
     if (length <= 0) return;
     const Kernels& kernels = *call_.kernels;
     const Panels panels = this->panels(part, taps);
@@ -149,8 +143,9 @@ class Task {
     int64_t found = 0;
     const auto most = call_.kernels->pixels.rows;
     for (const Slab& slab : block) {
-      for (int64_t row = 0; row < slab.rows(tall(phase)); ++row) {
-        const int64_t at = block.target(slab, row, tall(phase), wide(phase)) + tile.channel;
+      for (int64_t row = 0; row < slab.rows(call_.tall(phase)); ++row) {
+        const int64_t at =
+            block.target(slab, row, call_.tall(phase), call_.wide(phase)) + tile.channel;
         char* target = call_.dx + at * call_.element;
         for (int64_t k = 0; k < length; ++k, target += step) {
           rows[found] = pixel(slab.at + row, k);

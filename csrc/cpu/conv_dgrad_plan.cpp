@@ -92,12 +92,12 @@ bool measure(Call* call) noexcept {
   for (int64_t a = 0; a < tall.phases; ++a) {
     for (int64_t b = 0; b < call->side[1].phases; ++b) {
       const double taps = static_cast<double>(tall.phase[a].taps) * call->side[1].phase[b].taps;
-      columns = std::max(columns, taps * call->width * positions);
+      columns += taps * call->width * positions;
     }
   }
   if (columns > kMost) return false;
   call->columns = call->pixels ? 0 : static_cast<int64_t>(columns);
-  const int64_t tile = kMostRows * kMostVectors * staging::kMaxLanes;
+  const int64_t tile = 2 * kMostRows * kMostVectors * staging::kMaxLanes;
   call->tile_bytes = round_up(call->weights * call->scalar, kCacheLine) +
                      round_up(call->columns * call->scalar, kCacheLine) +
                      round_up(call->staged * call->scalar, kCacheLine) + tile * call->scalar;
@@ -114,6 +114,12 @@ neq_status plan(Call* call) noexcept {
   if (tall.phases * wide.phases > kMostPhases) return unsupported();
   call->pixels = c.x.channel == 1 && c.inputs >= kFewestLanes;
   call->run = call->pixels ? run_pixels : run_planes;
+  call->paired = c.axis[1].stride == 2 && c.axis[1].in % 2 == 0 && c.x.axis[1] == 1;
+  const auto whole = [&](int d) {
+    const Side& side = call->side[d];
+    return side.taps == 1 && side.lowest == 0 && side.phase[0].steps <= c.axis[d].out;
+  };
+  call->in_place = whole(0) && whole(1) && c.dy.axis[1] == 1 && call->element == call->scalar;
   call->parts_of_row = divide_up(wide.steps, kRowPositions);
   const double units = static_cast<double>(c.batch) * tall.steps * call->parts_of_row;
   const int64_t row = divide_up(wide.steps, call->parts_of_row);

@@ -51,6 +51,10 @@ struct Call {
   int64_t width;
   int64_t count;  // active channels
   bool pixels;    // whether vectors are channels of dx, not positions
+  // Of planes: whether dy is unfolded where it is, of a window that meets each of its rows as they
+  // are; whether the two phases of a row are stored in turn.
+  bool in_place;
+  bool paired;
 
   // A unit is a row of each phase, or, where rows are long, a part of it.
   int64_t parts_of_row;
@@ -65,7 +69,7 @@ struct Call {
   int64_t pitch;    // of staged rows, in pixels
   int64_t plane;    // of a staged channel, or of all pixels
   int64_t weights;  // all panels of a part of the channels
-  int64_t columns;  // of a phase's unfolded planes
+  int64_t columns;  // of all phases' unfolded planes
   int64_t staged;
   int64_t tile_bytes;
   void (*run)(const Call&, int64_t begin, int64_t end, char* tile);
@@ -82,6 +86,9 @@ struct Call {
   int64_t* staged_offsets;
   char* tiles;
 
+  int64_t phases() const noexcept { return side[0].phases * side[1].phases; }
+  const Phase& tall(int64_t at) const noexcept { return side[0].phase[at / side[1].phases]; }
+  const Phase& wide(int64_t at) const noexcept { return side[1].phase[at % side[1].phases]; }
   int64_t taps() const noexcept { return side[0].taps * side[1].taps; }
   int64_t tasks() const noexcept { return unit_parts * channel_parts; }
   int64_t offset_bytes() const noexcept {

@@ -19,6 +19,7 @@ class Task {
 
   void run(int64_t begin, int64_t end) noexcept {
     Part before = {0, 0, 0, 0};
+    int64_t staged = -1;  // the first unit, where all of a part's units are staged
     for (int64_t task = begin; task < end; ++task) {
       const Part part = Part::of(call_, task);
       if (part.first != before.first || part.last != before.last) pack(part);
@@ -28,21 +29,14 @@ class Task {
       for (int64_t step = 0; step < steps; ++step) {
         const Block block(call_, part.units_begin + block_start(step, steps, units),
                           part.units_begin + block_start(step + 1, steps, units));
-        compute(block, part);
+        compute(block, part, steps == 1 && part.units_begin == staged);
       }
+      staged = steps == 1 ? part.units_begin : -1;
     }
   }
 
  private:
   int64_t rows() const noexcept { return call_.kernels->planes.rows; }
-  const Phase& tall(int64_t phase) const noexcept {
-    return call_.side[0].phase[phase / call_.side[1].phases];
-  }
-  const Phase& wide(int64_t phase) const noexcept {
-    return call_.side[1].phase[phase % call_.side[1].phases];
-  }
-  int64_t phases() const noexcept { return call_.side[0].phases * call_.side[1].phases; }
-
   // The panels of each phase, those of all channels behind each other.
   void pack(const Part& part) const noexcept {
     const int64_t channels = round_up(part.last - part.first, rows());
@@ -51,8 +45,8 @@ class Task {
           call_.weight +
           (call_.index[i] * c_.dw.batch + part.first * c_.dw.channel) * call_.element;
       int64_t tap = 0;
-      for (int64_t phase = 0; phase < phases(); ++phase) {
-        const int64_t taps = tall(phase).taps * wide(phase).taps;
+      for (int64_t phase = 0; phase < call_.phases(); ++phase) {
+        const int64_t taps = call_.tall(phase).taps * call_.wide(phase).taps;
         const Weights weights = {source,        part.last - part.first,
                                  c_.dw.channel, call_.weight_offsets + tap,
                                  taps,          call_.weight_end};
@@ -63,19 +57,39 @@ class Task {
     }
   }
 
-  void compute(const Block& block, const Part& part) noexcept {
-    if (call_.side[0].gaps || call_.side[1].gaps) block.clear(part.first, part.last);
-    stage(block);
+  // What a product is taken of: panels of weights and of columns, and how long it is.
+  struct Product {
+    const char* weights;
+    const char* columns;
+    int64_t length;
+  };
+
+  void compute(const Block& block, const Part& part, bool staged) noexcept {
+    const bool gaps = call_.side[0].gaps || (call_.side[1].gaps && !call_.paired);
+    if (gaps) block.clear(part.first, part.last, !call_.paired);
+    if (!staged && !call_.in_place) stage(block);
+    const Side& wide = call_.side[1];
     const int64_t channels = round_up(part.last - part.first, rows());
     int64_t tap = 0;
-    for (int64_t phase = 0; phase < phases(); ++phase) {
-      const int64_t taps = tall(phase).taps * wide(phase).taps;
-      if (find_lines(block, tall(phase), wide(phase))) {
-        unfold(tap, taps);
-        multiply(room_.weights + channels * call_.count * tap * call_.scalar, call_.count * taps,
-                 part);
+    char* columns = room_.columns;
+    for (int64_t a = 0; a < call_.side[0].phases; ++a) {
+      Product products[2] = {};
+      for (int64_t b = 0; b < wide.phases; ++b) {
+        const Phase& tall = call_.side[0].phase[a];
+        const int64_t taps = tall.taps * wide.phase[b].taps;
+        if (find_lines(block, tall, wide.phase[b])) {
+          panels_.length = call_.count * taps;
+          if (!staged) unfold(columns, tap, taps);
+          Product& product = products[call_.paired ? wide.phase[b].place : 0];
+          product = {room_.weights + channels * call_.count * tap * call_.scalar, columns,
+                     panels_.length};
+          if (!call_.paired) multiply(products, part);
+          columns += panels_.vectors * call_.kernels->lanes * panels_.length * call_.scalar;
+        }
+        tap += taps;
       }
-      tap += taps;
+      // Both phases of a row have as many positions.
+      if (call_.paired && positions_ > 0) multiply(products, part);
     }
   }
 
@@ -135,15 +149,19 @@ class Task {
 
   // Where positions of a phase lie, staged and in dx; returns whether there are any.
   bool find_lines(const Block& block, const Phase& tall, const Phase& wide) noexcept {
-    line_count_ = run_count_ = 0;
+    line_count_ = run_count_ = positions_ = 0;
     step_ = c_.x.axis[1] * c_.axis[1].stride;
     int64_t at = 0;
     const int64_t length = block.steps(wide);
     if (length <= 0) return false;
     for (const Slab& slab : block) {
       for (int64_t row = 0; row < slab.rows(tall); ++row, at += length) {
-        add_line((slab.at + row) * call_.pitch, length);
-        add_run(at, block.target(slab, row, tall, wide), length);
+        add_line(call_.in_place ? slab.sample * c_.dy.batch + (slab.begin + row) * c_.dy.axis[0] +
+                                      block.first_step()
+                                : (slab.at + row) * call_.pitch,
+                 length);
+        const int64_t target = block.target(slab, row, tall, wide);
+        add_run(at, call_.paired ? target - wide.place : target, length);
       }
     }
     const Shape& shape = call_.kernels->planes;
@@ -171,46 +189,74 @@ class Task {
     }
   }
 
-  void unfold(int64_t tap, int64_t taps) noexcept {
-    panels_.length = call_.count * taps;
+  void unfold(char* columns, int64_t tap, int64_t taps) const noexcept {
     for (int64_t i = 0; i < call_.count; ++i) {
-      call_.kernels->unfold(room_.columns, panels_, i * taps, plane(i), lines_, line_count_,
+      const char* const source =
+          call_.in_place ? call_.dy + call_.index[i] * c_.dy.channel * call_.element : plane(i);
+      call_.kernels->unfold(columns, panels_, i * taps, source, lines_, line_count_,
                             call_.staged_offsets + tap, taps);
     }
   }
 
-  void multiply(const char* weights, int64_t length, const Part& part) const noexcept {
-    const Kernels& kernels = *call_.kernels;
+  // Vectors of positions, and where they go.
+  struct Target {
+    int64_t first;
+    int64_t vectors;
+    bool straight;
+    int64_t at;  // in dx, if straight
+    int64_t segment_count;
+    Segment segments[kMostUnits];
+  };
+
+  void multiply(const Product* products, const Part& part) const noexcept {
     int64_t run = 0;
     for (int64_t n = 0; n < panels_.panels; ++n) {
+      Target target;
       const int64_t vector = block_start(n, panels_.panels, panels_.vectors);
-      const int64_t vectors = block_start(n + 1, panels_.panels, panels_.vectors) - vector;
-      const int64_t first = vector * kernels.lanes;
-      const int64_t count = std::min(vectors * kernels.lanes, positions_ - first);
-      while (runs_[run].from + runs_[run].count <= first) ++run;
-      const char* const columns = room_.columns + first * length * call_.scalar;
-      const bool straight = call_.element == call_.scalar && step_ == 1 &&
-                            count == vectors * kernels.lanes &&
-                            runs_[run].from + runs_[run].count >= first + count;
-      Segment segments[kMostUnits];
-      const int64_t segment_count = straight ? 0 : cut(run, first, count, segments);
-      const int64_t pitch = vectors * kernels.lanes;
+      target.vectors = block_start(n + 1, panels_.panels, panels_.vectors) - vector;
+      target.first = vector * call_.kernels->lanes;
+      const int64_t all = target.vectors * call_.kernels->lanes;
+      const int64_t count = std::min(all, positions_ - target.first);
+      while (runs_[run].from + runs_[run].count <= target.first) ++run;
+      target.straight = call_.element == call_.scalar && step_ == 1 && count == all &&
+                        runs_[run].from + runs_[run].count >= target.first + count;
+      target.at = runs_[run].to + target.first - runs_[run].from;
+      if (!target.straight) target.segment_count = cut(run, target.first, count, target.segments);
       for (int64_t channel = part.first; channel < part.last; channel += rows()) {
-        const int64_t row_count = std::min(rows(), part.last - channel);
-        void* targets[kMostRows];
-        void* sums[kMostRows];
-        for (int64_t r = 0; r < row_count; ++r) {
-          char* const dx = call_.dx + (channel + r) * c_.x.channel * call_.element;
-          targets[r] = dx;
-          sums[r] = straight ? dx + (runs_[run].to + first - runs_[run].from) * call_.element
-                             : room_.tile + r * pitch * call_.scalar;
-        }
-        const char* const panel = weights + (channel - part.first) * length * call_.scalar;
-        kernels.multiply_panel(sums, panel, row_count, vectors, length, columns);
-        if (!straight) {
-          kernels.store(targets, row_count, step_, room_.tile, pitch, segments, segment_count);
-        }
+        multiply_rows(products, target, channel, part);
       }
+    }
+  }
+
+  void multiply_rows(const Product* products, const Target& target, int64_t channel,
+                     const Part& part) const noexcept {
+    const Kernels& kernels = *call_.kernels;
+    const int64_t row_count = std::min(rows(), part.last - channel);
+    const int64_t pitch = target.vectors * kernels.lanes;
+    char* const tiles[] = {room_.tile, room_.tile + rows() * pitch * call_.scalar};
+    void* targets[kMostRows];
+    for (int64_t r = 0; r < row_count; ++r) {
+      targets[r] = call_.dx + (channel + r) * c_.x.channel * call_.element;
+    }
+    for (int64_t k = 0; k < (call_.paired ? 2 : 1); ++k) {
+      const Product& product = products[k];
+      void* sums[kMostRows];
+      for (int64_t r = 0; r < row_count; ++r) {
+        sums[r] = target.straight ? static_cast<char*>(targets[r]) + target.at * call_.element
+                                  : tiles[k] + r * pitch * call_.scalar;
+      }
+      kernels.multiply_panel(
+          sums, product.weights + (channel - part.first) * product.length * call_.scalar, row_count,
+          target.vectors, product.length,
+          product.columns + target.first * product.length * call_.scalar);
+    }
+    if (target.straight) return;
+    if (call_.paired) {
+      const void* const both[] = {tiles[0], tiles[1]};
+      kernels.interleave(targets, row_count, both, pitch, target.segments, target.segment_count);
+    } else {
+      kernels.store(targets, row_count, step_, tiles[0], pitch, target.segments,
+                    target.segment_count);
     }
   }
 

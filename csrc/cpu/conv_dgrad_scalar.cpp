@@ -17,6 +17,13 @@ struct Some : Elements<Element> {
   static void put(typename Element::Storage* to, const Scalar* from, int64_t count) noexcept {
     for (int64_t k = 0; k < count; ++k) to[k] = Element::store(from[k]);
   }
+  static void put_both(typename Element::Storage* to, const Scalar* even, const Scalar* odd,
+                       int64_t count) noexcept {
+    for (int64_t k = 0; k < count; ++k) {
+      to[2 * k] = Element::store(even[k]);
+      to[2 * k + 1] = Element::store(odd[k]);
+    }
+  }
 };
 
 template <class Element>
