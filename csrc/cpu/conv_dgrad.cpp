@@ -35,7 +35,7 @@ void find_offsets(const Call& call) noexcept {
 
 void run_tasks(void* arg, int64_t begin, int64_t end) {
   const Call& call = *static_cast<const Call*>(arg);
-  call.run(call, begin, end, call.tiles + begin * call.tile_bytes);
+  call.run(call, begin, end);
 }
 
 }  // namespace
@@ -68,7 +68,8 @@ neq_status neq_conv_dgrad_cpu(const neq_tensor* dy, const neq_tensor* weight, co
   char* const at = neq::first_line(static_cast<char*>(scratch.data));
   call.weight_offsets = reinterpret_cast<int64_t*>(at);
   call.staged_offsets = reinterpret_cast<int64_t*>(at + call.offset_bytes());
-  call.tiles = at + 2 * call.offset_bytes();
+  call.panels = at + 2 * call.offset_bytes();
+  call.tiles = call.panels + call.panel_bytes();
   find_offsets(call);
   if (parallel && call.tasks() > 1) {
     parallel->run(parallel->context, 0, call.tasks(), 1, run_tasks, &call);

@@ -103,37 +103,60 @@ class Block {
   int64_t end_;
 };
 
-// The parts of dx that tasks have: rows of units, and channels.
+// A part of dx: rows of units, and channels.
 struct Part {
   int64_t units_begin;
   int64_t units_end;
   int64_t first;
   int64_t last;
-
-  static Part of(const Call& call, int64_t task) noexcept {
-    const int64_t units = task % call.unit_parts;
-    const int64_t channels = task / call.unit_parts;
-    const auto channel = [&](int64_t part) {
-      return std::min(
-          block_start(part, call.channel_parts, call.channel_units) * call.channels_of_unit,
-          call.convolution.inputs);
-    };
-    return {block_start(units, call.unit_parts, call.units),
-            block_start(units + 1, call.unit_parts, call.units), channel(channels),
-            channel(channels + 1)};
-  }
 };
 
-// A thread's memory.
+// Calls body with parts, as large as may be, that make up tasks [begin, end), and whether a part's
+// channels are not those of the one before.
+template <class Body>
+void for_parts(const Call& call, int64_t begin, int64_t end, Body body) noexcept {
+  const int64_t across = call.channel_parts;
+  const auto unit = [&](int64_t part) { return block_start(part, call.unit_parts, call.units); };
+  const auto channel = [&](int64_t part) {
+    const int64_t units = block_start(part, across, call.channel_units);
+    return std::min(units * call.channels_of_unit, call.convolution.inputs);
+  };
+  Part before = {0, 0, 0, 0};
+  for (int64_t task = begin; task < end;) {
+    const int64_t row = task / across;
+    const int64_t column = task % across;
+    // Whole rows of tasks together, or a part of one.
+    const bool whole = column == 0 && end - task >= across;
+    const int64_t rows = whole ? (end - task) / across : 1;
+    const int64_t columns = whole ? across : std::min(across - column, end - task);
+    const Part part = {unit(row), unit(row + rows), channel(column), channel(column + columns)};
+    body(part, part.first != before.first || part.last != before.last);
+    before = part;
+    task += rows * columns;
+  }
+}
+
+// The blocks of a part.
+template <class Body>
+void for_blocks(const Call& call, const Part& part, Body body) noexcept {
+  const int64_t units = part.units_end - part.units_begin;
+  const int64_t blocks = divide_up(units, call.units_at_once);
+  for (int64_t k = 0; k < blocks; ++k) {
+    body(Block(call, part.units_begin + block_start(k, blocks, units),
+               part.units_begin + block_start(k + 1, blocks, units)));
+  }
+}
+
+// The memory of tasks from `task` on: weights of all of them, and the rest of the first.
 struct Room {
   char* weights;
   char* columns;
   char* staged;
   char* tile;
 
-  Room(const Call& call, char* memory) noexcept
-      : weights(memory),
-        columns(weights + round_up(call.weights * call.scalar, kCacheLine)),
+  Room(const Call& call, int64_t task) noexcept
+      : weights(call.panels + task * call.weights * call.scalar),
+        columns(call.tiles + task * call.tile_bytes),
         staged(columns + round_up(call.columns * call.scalar, kCacheLine)),
         tile(staged + round_up(call.staged * call.scalar, kCacheLine)) {}
 };

@@ -14,25 +14,14 @@ namespace {
 
 class Task {
  public:
-  Task(const Call& call, char* memory) noexcept
-      : call_(call), c_(call.convolution), room_(call, memory) {}
+  Task(const Call& call, int64_t task) noexcept
+      : call_(call), c_(call.convolution), room_(call, task) {}
 
   void run(int64_t begin, int64_t end) noexcept {
-    Part before = {0, 0, 0, 0};
-    int64_t staged = -1;  // the first unit, where all of a part's units are staged
-    for (int64_t task = begin; task < end; ++task) {
-      const Part part = Part::of(call_, task);
-      if (part.first != before.first || part.last != before.last) pack(part);
-      before = part;
-      const int64_t units = part.units_end - part.units_begin;
-      const int64_t steps = divide_up(units, call_.units_at_once);
-      for (int64_t step = 0; step < steps; ++step) {
-        const Block block(call_, part.units_begin + block_start(step, steps, units),
-                          part.units_begin + block_start(step + 1, steps, units));
-        compute(block, part, steps == 1 && part.units_begin == staged);
-      }
-      staged = steps == 1 ? part.units_begin : -1;
-    }
+    for_parts(call_, begin, end, [this](const Part& part, bool other_channels) {
+      if (other_channels) pack(part);
+      for_blocks(call_, part, [&](const Block& block) { compute(block, part); });
+    });
   }
 
  private:
@@ -64,9 +53,9 @@ class Task {
     }
   }
 
-  void compute(const Block& block, const Part& part, bool staged) noexcept {
+  void compute(const Block& block, const Part& part) noexcept {
     if (call_.side[0].gaps || call_.side[1].gaps) block.clear(part.first, part.last, true);
-    if (!staged && call_.phases() > 0) stage(block);
+    if (call_.phases() > 0) stage(block);
     int64_t tap = 0;
     for (int64_t phase = 0; phase < call_.phases(); ++phase) {
       multiply(block, part, phase, tap);
@@ -182,8 +171,6 @@ class Task {
 
 }  // namespace
 
-void run_pixels(const Call& call, int64_t begin, int64_t end, char* memory) {
-  Task(call, memory).run(begin, end);
-}
+void run_pixels(const Call& call, int64_t begin, int64_t end) { Task(call, begin).run(begin, end); }
 
 }  // namespace neq::dgrad

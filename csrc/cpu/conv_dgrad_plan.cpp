@@ -84,7 +84,7 @@ bool measure(Call* call) noexcept {
       static_cast<double>(call->plane) * call->width > kMost) {
     return false;
   }
-  call->weights = static_cast<int64_t>(length) * channels;
+  call->weights = round_up(static_cast<int64_t>(length) * channels, kCacheLine);
   call->staged = call->plane * call->width + staging::kMaxLanes;
   const int64_t positions =
       round_up(call->units_at_once * (call->pitch - call->side[1].reach), staging::kMaxLanes);
@@ -98,8 +98,7 @@ bool measure(Call* call) noexcept {
   if (columns > kMost) return false;
   call->columns = call->pixels ? 0 : static_cast<int64_t>(columns);
   const int64_t tile = 2 * kMostRows * kMostVectors * staging::kMaxLanes;
-  call->tile_bytes = round_up(call->weights * call->scalar, kCacheLine) +
-                     round_up(call->columns * call->scalar, kCacheLine) +
+  call->tile_bytes = round_up(call->columns * call->scalar, kCacheLine) +
                      round_up(call->staged * call->scalar, kCacheLine) + tile * call->scalar;
   return true;
 }

@@ -65,14 +65,14 @@ struct Call {
   int64_t channels_of_unit;
   int64_t channel_parts;
 
-  // Elements of a thread's memory.
+  // Elements of a task's memory.
   int64_t pitch;    // of staged rows, in pixels
   int64_t plane;    // of a staged channel, or of all pixels
-  int64_t weights;  // all panels of a part of the channels
+  int64_t weights;  // all panels of a task's channels
   int64_t columns;  // of all phases' unfolded planes
   int64_t staged;
   int64_t tile_bytes;
-  void (*run)(const Call&, int64_t begin, int64_t end, char* tile);
+  void (*run)(const Call&, int64_t begin, int64_t end);
 
   const char* dy;
   const char* weight;
@@ -84,6 +84,7 @@ struct Call {
   // lowest shifts meet an output.
   int64_t* weight_offsets;
   int64_t* staged_offsets;
+  char* panels;  // of weights, one task's behind the other's
   char* tiles;
 
   int64_t phases() const noexcept { return side[0].phases * side[1].phases; }
@@ -94,15 +95,16 @@ struct Call {
   int64_t offset_bytes() const noexcept {
     return round_up(taps() * int64_t{sizeof(int64_t)}, kCacheLine);
   }
+  int64_t panel_bytes() const noexcept { return tasks() * weights * scalar; }
   int64_t scratch_bytes() const noexcept {
     // Rounded up to a cache line by as much as the caller's memory may be off one.
-    return run ? 2 * offset_bytes() + tasks() * tile_bytes + kCacheLine : 0;
+    return run ? 2 * offset_bytes() + panel_bytes() + tasks() * tile_bytes + kCacheLine : 0;
   }
 };
 
 // The two ways: vectors of positions, and vectors of channels. Both run the tasks of a range.
-void run_planes(const Call& call, int64_t begin, int64_t end, char* tile);
-void run_pixels(const Call& call, int64_t begin, int64_t end, char* tile);
+void run_planes(const Call& call, int64_t begin, int64_t end);
+void run_pixels(const Call& call, int64_t begin, int64_t end);
 
 // Checks the arguments; all of the call but its pointers and the count.
 neq_status prepare(const neq_tensor* dy, const neq_tensor* weight, int64_t width,

@@ -14,25 +14,14 @@ namespace {
 
 class Task {
  public:
-  Task(const Call& call, char* memory) noexcept
-      : call_(call), c_(call.convolution), room_(call, memory) {}
+  Task(const Call& call, int64_t task) noexcept
+      : call_(call), c_(call.convolution), room_(call, task) {}
 
   void run(int64_t begin, int64_t end) noexcept {
-    Part before = {0, 0, 0, 0};
-    int64_t staged = -1;  // the first unit, where all of a part's units are staged
-    for (int64_t task = begin; task < end; ++task) {
-      const Part part = Part::of(call_, task);
-      if (part.first != before.first || part.last != before.last) pack(part);
-      before = part;
-      const int64_t units = part.units_end - part.units_begin;
-      const int64_t steps = divide_up(units, call_.units_at_once);
-      for (int64_t step = 0; step < steps; ++step) {
-        const Block block(call_, part.units_begin + block_start(step, steps, units),
-                          part.units_begin + block_start(step + 1, steps, units));
-        compute(block, part, steps == 1 && part.units_begin == staged);
-      }
-      staged = steps == 1 ? part.units_begin : -1;
-    }
+    for_parts(call_, begin, end, [this](const Part& part, bool other_channels) {
+      if (other_channels) pack(part);
+      for_blocks(call_, part, [&](const Block& block) { compute(block, part); });
+    });
   }
 
  private:
@@ -64,10 +53,10 @@ class Task {
     int64_t length;
   };
 
-  void compute(const Block& block, const Part& part, bool staged) noexcept {
+  void compute(const Block& block, const Part& part) noexcept {
     const bool gaps = call_.side[0].gaps || (call_.side[1].gaps && !call_.paired);
     if (gaps) block.clear(part.first, part.last, !call_.paired);
-    if (!staged && !call_.in_place) stage(block);
+    if (!call_.in_place) stage(block);
     const Side& wide = call_.side[1];
     const int64_t channels = round_up(part.last - part.first, rows());
     int64_t tap = 0;
@@ -79,7 +68,7 @@ class Task {
         const int64_t taps = tall.taps * wide.phase[b].taps;
         if (find_lines(block, tall, wide.phase[b])) {
           panels_.length = call_.count * taps;
-          if (!staged) unfold(columns, tap, taps);
+          unfold(columns, tap, taps);
           Product& product = products[call_.paired ? wide.phase[b].place : 0];
           product = {room_.weights + channels * call_.count * tap * call_.scalar, columns,
                      panels_.length};
@@ -286,8 +275,6 @@ class Task {
 
 }  // namespace
 
-void run_planes(const Call& call, int64_t begin, int64_t end, char* memory) {
-  Task(call, memory).run(begin, end);
-}
+void run_planes(const Call& call, int64_t begin, int64_t end) { Task(call, begin).run(begin, end); }
 
 }  // namespace neq::dgrad
