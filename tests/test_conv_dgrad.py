@@ -145,6 +145,15 @@ def test_no_active_channel_gives_zeros():
         assert torch.equal(dx, torch.zeros_like(x))
 
 
+@pytest.mark.parametrize("stride", [1, 2, 3])
+def test_no_output_gives_zeros(stride):
+    index = torch.tensor([0], dtype=torch.int32)
+    dx = torch.ops.neq_kernels.conv_dgrad(
+        torch.zeros(2, 1, 0), torch.ones(1, 24, 3), index, 1, [10], [stride], [0], [63], False
+    )
+    assert torch.equal(dx, torch.zeros(2, 24, 10))
+
+
 @pytest.mark.parametrize("form", ["contiguous", "last"])
 def test_the_direct_way_takes_it(form):
     dy, x, weight, window = tensors(CONVS["stride 2"], form=form)

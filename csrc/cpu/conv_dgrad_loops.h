@@ -299,17 +299,24 @@ NEQ_LOOP void unfold(void* columns, const Panels& panels, int64_t place, const v
   }
 }
 
-// Some pixels at once, so that places of the list are read once for all of them.
+// Some pixels at once, so that places of the list are read once for all of them. Lines of pixels
+// further on are asked for: which of them are read follows no pattern that a processor would see.
 template <class E>
 NEQ_LOOP void gather(void* target, const char* source, int64_t pixels, int64_t step, int64_t stride,
                      const int32_t* index, int64_t count) {
   constexpr int kTogether = 4;
+  constexpr int64_t kAhead = 12;
   auto* to = static_cast<typename E::Vectors::Scalar*>(target);
   const auto* from = reinterpret_cast<const typename E::Storage*>(source);
   int64_t pixel = 0;
   for (; pixel + kTogether <= pixels; pixel += kTogether) {
     for (int64_t i = 0; i < count; ++i) {
       const auto* const at = from + index[i] * stride;
+      const auto ahead = reinterpret_cast<uintptr_t>(at) + kAhead * step * sizeof(*at);
+#pragma GCC unroll 4
+      for (int k = 0; k < kTogether; ++k) {
+        __builtin_prefetch(reinterpret_cast<const void*>(ahead + k * step * sizeof(*at)));
+      }
 #pragma GCC unroll 4
       for (int k = 0; k < kTogether; ++k) to[k * count + i] = E::load(at[k * step]);
     }

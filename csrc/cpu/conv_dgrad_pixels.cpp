@@ -12,6 +12,8 @@
 namespace neq::dgrad {
 namespace {
 
+constexpr int64_t kFirstCache = 32 << 10;
+
 class Task {
  public:
   Task(const Call& call, int64_t task) noexcept
@@ -43,9 +45,9 @@ class Task {
       int64_t tap = 0;
       for (int64_t phase = 0; phase < call_.phases(); ++phase) {
         const int64_t taps = call_.tall(phase).taps * call_.wide(phase).taps;
-        const Weights weights = {source,        part.last - part.first,
-                                 c_.dw.channel, call_.weight_offsets + tap,
-                                 taps,          call_.weight_end};
+        const dgrad::Weights weights = {source,        part.last - part.first,
+                                        c_.dw.channel, call_.weight_offsets + tap,
+                                        taps,          call_.weight_end};
         char* const columns = room_.weights + padded(part) * call_.count * tap * call_.scalar;
         call_.kernels->pack_columns(columns, panels(part, taps), i, call_.count, weights);
         tap += taps;
@@ -97,70 +99,78 @@ class Task {
     if (to > from) std::memset(pixel(row, from), 0, (to - from) * call_.count * call_.scalar);
   }
 
+  // The panels of a phase's weights, and where the staged numbers for each weight are.
+  struct Weights {
+    Panels panels;
+    const char* columns;
+    const int64_t* offsets;
+    int64_t taps;
+  };
+
+  // Panels that fit a first cache together are gone through for a few pixels, so that dx is written
+  // in its order; others one after the other, each for all pixels.
   void multiply(const Block& block, const Part& part, int64_t phase, int64_t tap) const noexcept {
     const int64_t taps = call_.tall(phase).taps * call_.wide(phase).taps;
-    const int64_t length = block.steps(call_.wide(phase));
-    if (length <= 0) return;
-    const Kernels& kernels = *call_.kernels;
-    const Panels panels = this->panels(part, taps);
-    const char* const weights = room_.weights + padded(part) * call_.count * tap * call_.scalar;
-    const int64_t* const offsets = call_.staged_offsets + tap;
-    for (int64_t n = 0; n < panels.panels; ++n) {
-      const int64_t vector = block_start(n, panels.panels, panels.vectors);
-      const int64_t vectors = block_start(n + 1, panels.panels, panels.vectors) - vector;
-      const int64_t channel = part.first + vector * kernels.lanes;
-      const Tile tile = {channel, std::min(vectors * kernels.lanes, part.last - channel), vectors,
-                         weights + vector * kernels.lanes * panels.length * call_.scalar};
-      multiply_panel(block, tile, phase, offsets, taps, length);
+    if (block.steps(call_.wide(phase)) <= 0) return;
+    const int64_t before = padded(part) * call_.count * call_.scalar;
+    const Weights weights = {panels(part, taps), room_.weights + before * tap,
+                             call_.staged_offsets + tap, taps};
+    const int64_t together = before * taps <= kFirstCache ? weights.panels.panels : 1;
+    for (int64_t n = 0; n < weights.panels.panels; n += together) {
+      multiply_panels(block, part, phase, weights, n, n + together);
     }
   }
 
-  // A panel of weights, and the channels of dx it is for.
-  struct Tile {
-    int64_t channel;
-    int64_t channels;
-    int64_t vectors;
-    const char* columns;
-  };
-
   // All pixels of a phase, a few at a time.
-  void multiply_panel(const Block& block, const Tile& tile, int64_t phase, const int64_t* offsets,
-                      int64_t taps, int64_t length) const noexcept {
+  void multiply_panels(const Block& block, const Part& part, int64_t phase, const Weights& weights,
+                       int64_t first, int64_t last) const noexcept {
+    const Phase& tall = call_.tall(phase);
+    const Phase& wide = call_.wide(phase);
     const int64_t step = c_.x.axis[1] * c_.axis[1].stride * call_.element;
     const void* rows[kMostRows];
-    void* targets[kMostRows];
+    char* targets[kMostRows];
     int64_t found = 0;
-    const auto most = call_.kernels->pixels.rows;
+    const auto multiply = [&] {
+      for (int64_t n = first; n < last; ++n)
+        multiply_pixels(part, weights, n, rows, targets, found);
+      found = 0;
+    };
+    const int64_t length = block.steps(wide);
+    const int64_t most = call_.kernels->pixels.rows;
     for (const Slab& slab : block) {
-      for (int64_t row = 0; row < slab.rows(call_.tall(phase)); ++row) {
-        const int64_t at =
-            block.target(slab, row, call_.tall(phase), call_.wide(phase)) + tile.channel;
+      for (int64_t row = 0; row < slab.rows(tall); ++row) {
+        const int64_t at = block.target(slab, row, tall, wide) + part.first;
         char* target = call_.dx + at * call_.element;
         for (int64_t k = 0; k < length; ++k, target += step) {
           rows[found] = pixel(slab.at + row, k);
           targets[found] = target;
-          if (++found < most) continue;
-          multiply_pixels(tile, rows, targets, found, offsets, taps);
-          found = 0;
+          if (++found == most) multiply();
         }
       }
     }
-    if (found > 0) multiply_pixels(tile, rows, targets, found, offsets, taps);
+    if (found > 0) multiply();
   }
 
-  void multiply_pixels(const Tile& tile, const void* const* rows, void* const* targets,
-                       int64_t count, const int64_t* offsets, int64_t taps) const noexcept {
+  void multiply_pixels(const Part& part, const Weights& weights, int64_t n, const void* const* rows,
+                       char* const* pixels, int64_t count) const noexcept {
     const Kernels& kernels = *call_.kernels;
-    const int64_t pitch = tile.vectors * kernels.lanes;
-    const bool straight = call_.element == call_.scalar && tile.channels == pitch;
+    const Panels& panels = weights.panels;
+    const int64_t first = block_start(n, panels.panels, panels.vectors);
+    const int64_t vectors = block_start(n + 1, panels.panels, panels.vectors) - first;
+    const int64_t channel = first * kernels.lanes;
+    const int64_t pitch = vectors * kernels.lanes;
+    const int64_t channels = std::min(pitch, part.last - part.first - channel);
+    const bool straight = call_.element == call_.scalar && channels == pitch;
+    void* targets[kMostRows];
     void* sums[kMostRows];
     for (int64_t r = 0; r < count; ++r) {
+      targets[r] = pixels[r] + channel * call_.element;
       sums[r] = straight ? targets[r] : room_.tile + r * pitch * call_.scalar;
     }
-    kernels.multiply_rows(sums, rows, count, tile.vectors, offsets, taps, call_.count,
-                          tile.columns);
+    kernels.multiply_rows(sums, rows, count, vectors, weights.offsets, weights.taps, call_.count,
+                          weights.columns + channel * panels.length * call_.scalar);
     if (straight) return;
-    const Segment all = {0, 0, tile.channels};
+    const Segment all = {0, 0, channels};
     kernels.store(targets, count, 1, room_.tile, pitch, &all, 1);
   }
 

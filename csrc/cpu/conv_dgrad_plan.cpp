@@ -13,6 +13,8 @@ constexpr double kTaskWork = 1 << 19;
 constexpr double kMostTasks = 16;
 // What is staged of dy at a time: a part of the second cache.
 constexpr int64_t kStagedBytes = 192 << 10;
+// But so many positions that weights beyond the cache are not read for a few.
+constexpr int64_t kLeastPositions = 144;
 // Positions of a row taken at once, and of a task at least.
 constexpr int64_t kRowPositions = 1024;
 constexpr int64_t kTaskPositions = 96;
@@ -48,7 +50,8 @@ int64_t greatest_divisor(int64_t a, int64_t b) noexcept {
 int64_t units_within(const Call& call, int64_t unit_bytes) noexcept {
   if (call.parts_of_row > 1) return 1;
   const int64_t most = std::min(call.units, kMostUnits);
-  return std::clamp<int64_t>(kStagedBytes / std::max<int64_t>(unit_bytes, 1), 1, most);
+  const int64_t least = std::min(divide_up(kLeastPositions, call.side[1].steps), most);
+  return std::clamp(kStagedBytes / std::max<int64_t>(unit_bytes, 1), least, most);
 }
 
 // Into tasks by the sizes alone, along whatever is longer first: the other operand is then staged
@@ -113,7 +116,8 @@ neq_status plan(Call* call) noexcept {
   if (tall.phases * wide.phases > kMostPhases) return unsupported();
   call->pixels = c.x.channel == 1 && c.inputs >= kFewestLanes;
   call->run = call->pixels ? run_pixels : run_planes;
-  call->paired = c.axis[1].stride == 2 && c.axis[1].in % 2 == 0 && c.x.axis[1] == 1;
+  call->paired =
+      wide.phases > 0 && c.axis[1].stride == 2 && c.axis[1].in % 2 == 0 && c.x.axis[1] == 1;
   const auto whole = [&](int d) {
     const Side& side = call->side[d];
     return side.taps == 1 && side.lowest == 0 && side.phase[0].steps <= c.axis[d].out;
