@@ -119,6 +119,28 @@ def test_frozen_channels_are_not_read(conv, last, value, isa):  # noqa: F811
         assert torch.equal(dgrad(spoiled, x, other, channels, window, last), expected)
 
 
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_sums_are_rounded_to_nearest(dtype, stride, last, isa):  # noqa: F811
+    """Of any size, and where they are no numbers."""
+    torch.manual_seed(0)
+    dy = (torch.randn(3, 5, 9, 10) * torch.logspace(-6, 4, 10)).to(dtype)
+    dy[0, 1, 0, :5], dy[0, 1, 1, :3] = torch.nan, torch.inf
+    weight = torch.randn(5, 21, 1, 1).to(dtype)
+    active = torch.tensor([1, 3], dtype=torch.int32)
+    sums = torch.einsum("nohw,oc->nchw", dy[:, [1, 3]].double(), weight[[1, 3], :, 0, 0].double())
+    size = [n * stride for n in (9, 10)]
+    expected = torch.zeros(3, 21, *size, dtype=dtype)
+    expected[:, :, ::stride, ::stride] = sums.float().to(dtype)
+    dx = torch.ops.neq_kernels.conv_dgrad(
+        dy, weight, active, 2, size, [stride] * 2, [0, 0], [1, 1], last
+    )
+    assert torch.equal(dx.isnan(), expected.isnan())
+    # fp32 adds in another order than fp64: now and then the last place differs.
+    torch.testing.assert_close(dx, expected, rtol=torch.finfo(dtype).eps, atol=0, equal_nan=True)
+
+
 @pytest.mark.parametrize("form", ["contiguous", "last"])
 @pytest.mark.parametrize("conv", ["3x3", "1x1, rows that lie together", "stride 2"])
 def test_nothing_is_read_beyond_the_tensors(conv, form):

@@ -12,8 +12,25 @@
 namespace neq::dgrad {
 namespace {
 
-NEQ_AVX2_INLINE void put_vector(float* to, __m256 value) { _mm256_storeu_ps(to, value); }
-NEQ_AVX2_INLINE void put_vector(double* to, __m256d value) { _mm256_storeu_pd(to, value); }
+NEQ_AVX2_INLINE void put_vector(Float32, float* to, __m256 value) { _mm256_storeu_ps(to, value); }
+NEQ_AVX2_INLINE void put_vector(Float64, double* to, __m256d value) { _mm256_storeu_pd(to, value); }
+
+NEQ_AVX2_INLINE void put_vector(Float16, uint16_t* to, __m256 value) {
+  const __m128i half = _mm256_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), half);
+}
+
+// To nearest, ties to even.
+NEQ_AVX2_INLINE void put_vector(Brain16, uint16_t* to, __m256 value) {
+  const __m256i bits = _mm256_castps_si256(value);
+  const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+  const __m256i sum = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+  const __m256i is_nan = _mm256_castps_si256(_mm256_cmp_ps(value, value, _CMP_UNORD_Q));
+  const __m256i high =
+      _mm256_blendv_epi8(_mm256_srli_epi32(sum, 16), _mm256_set1_epi32(0x7fc0), is_nan);
+  const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(high, high), 0b11011000);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_castsi256_si128(packed));
+}
 
 template <class E>
 struct Some : E {
@@ -22,9 +39,7 @@ struct Some : E {
     for (int64_t k = 0; k < count; ++k) to[k] = from[k];
   }
   NEQ_AVX2_INLINE static void put(typename E::Storage* to, const Scalar* from, int64_t count) {
-    if constexpr (sizeof(Scalar) == sizeof(typename E::Storage)) {
-      if (count == E::Vectors::kLanes) return put_vector(to, E::Vectors::load(from));
-    }
+    if (count == E::Vectors::kLanes) return put_vector(E(), to, E::Vectors::load(from));
     for (int64_t k = 0; k < count; ++k) to[k] = E::store(from[k]);
   }
   NEQ_AVX2_INLINE static void put_both(typename E::Storage* to, const Scalar* even,

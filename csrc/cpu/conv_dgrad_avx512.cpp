@@ -22,6 +22,20 @@ NEQ_AVX512_INLINE void move_some(double* to, const double* from, int64_t count) 
   _mm512_mask_storeu_pd(to, mask, _mm512_maskz_loadu_pd(mask, from));
 }
 
+// Floats rounded to nearest, ties to even.
+NEQ_AVX512_INLINE __m256i rounded(Float16, __m512 value) {
+  return _mm512_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+
+NEQ_AVX512_INLINE __m256i rounded(Brain16, __m512 value) {
+  const __m512i bits = _mm512_castps_si512(value);
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  const __m512i sum = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+  const __mmask16 is_nan = _mm512_cmp_ps_mask(value, value, _CMP_UNORD_Q);
+  const __m512i nan = _mm512_set1_epi32(0x7fc0);
+  return _mm512_cvtepi32_epi16(_mm512_mask_blend_epi32(is_nan, _mm512_srli_epi32(sum, 16), nan));
+}
+
 // Twice as many elements, of two vectors in turn.
 NEQ_AVX512_INLINE void put_turns(float* to, const float* even, const float* odd, int64_t count) {
   const auto mask = static_cast<__mmask16>(bits(0, count));
@@ -58,7 +72,9 @@ struct Some : E {
     if constexpr (sizeof(Scalar) == sizeof(typename E::Storage)) {
       move_some(to, from, count);
     } else {
-      for (int64_t k = 0; k < count; ++k) to[k] = E::store(from[k]);
+      const auto mask = static_cast<__mmask16>(neq::bits(0, count));
+      const __m256i value = rounded(E(), _mm512_maskz_loadu_ps(mask, from));
+      _mm256_mask_storeu_epi16(to, mask, value);
     }
   }
   NEQ_AVX512_INLINE static void put_both(typename E::Storage* to, const Scalar* even,
@@ -66,10 +82,12 @@ struct Some : E {
     if constexpr (sizeof(Scalar) == sizeof(typename E::Storage)) {
       put_turns(to, even, odd, count);
     } else {
-      for (int64_t k = 0; k < count; ++k) {
-        to[2 * k] = E::store(even[k]);
-        to[2 * k + 1] = E::store(odd[k]);
-      }
+      const auto mask = static_cast<__mmask16>(neq::bits(0, count));
+      const __m256i low = rounded(E(), _mm512_maskz_loadu_ps(mask, even));
+      const __m256i high = rounded(E(), _mm512_maskz_loadu_ps(mask, odd));
+      const __m512i both = _mm512_or_si512(_mm512_cvtepu16_epi32(low),
+                                           _mm512_slli_epi32(_mm512_cvtepu16_epi32(high), 16));
+      _mm512_mask_storeu_epi32(to, mask, both);
     }
   }
 };
