@@ -26,6 +26,7 @@ class Task {
 
  private:
   int64_t rows() const noexcept { return call_.kernels->planes.rows; }
+
   // The panels of each phase, those of all channels behind each other.
   void pack(const Part& part) const noexcept {
     const int64_t channels = round_up(part.last - part.first, rows());
