@@ -12,6 +12,16 @@ constexpr int64_t kMaxTaps = 1 << 24;
 
 long long number(int64_t value) noexcept { return static_cast<long long>(value); }
 
+// What the caller calls the two tensors beside dy.
+struct Names {
+  const char* x;
+  const char* dw;
+
+  static Names of(Groups groups) noexcept {
+    return groups == Groups::kInput ? Names{"dx", "weight"} : Names{"x", "dw"};
+  }
+};
+
 neq_status check_window(const neq_window& window, int32_t dims) noexcept {
   for (int32_t d = 0; d < dims; ++d) {
     const int64_t most = std::max({window.stride[d], window.dilation[d], window.padding[d]});
@@ -27,7 +37,8 @@ neq_status check_window(const neq_window& window, int32_t dims) noexcept {
   return NEQ_OK;
 }
 
-neq_status check_kinds(const neq_tensor& dy, const neq_tensor& x, const neq_tensor& dw) noexcept {
+neq_status check_kinds(const neq_tensor& dy, const neq_tensor& x, const neq_tensor& dw,
+                       const Names& names) noexcept {
   if (dy.ndim != 3 && dy.ndim != 4) {
     return fail(NEQ_UNSUPPORTED,
                 "dy: expected [N, O, length] or [N, O, height, width], got %d dimensions", dy.ndim);
@@ -35,7 +46,7 @@ neq_status check_kinds(const neq_tensor& dy, const neq_tensor& x, const neq_tens
   const struct {
     const char* name;
     const neq_tensor& tensor;
-  } others[] = {{"x", x}, {"dw", dw}};
+  } others[] = {{names.x, x}, {names.dw, dw}};
   for (const auto& [name, tensor] : others) {
     if (tensor.dtype != dy.dtype || tensor.ndim != dy.ndim) {
       return fail(NEQ_INVALID_ARGUMENT,
@@ -46,14 +57,16 @@ neq_status check_kinds(const neq_tensor& dy, const neq_tensor& x, const neq_tens
   return NEQ_OK;
 }
 
-neq_status check_rows(const neq_tensor& dw, int64_t rows, int64_t inputs) noexcept {
+neq_status check_rows(const neq_tensor& dw, int64_t rows, int64_t inputs,
+                      const Names& names) noexcept {
   if (dw.size[0] == rows && dw.size[1] == inputs) return NEQ_OK;
-  return fail(NEQ_INVALID_ARGUMENT, "dw: expected shape [%lld, %lld, ...], got [%lld, %lld, ...]",
-              number(rows), number(inputs), number(dw.size[0]), number(dw.size[1]));
+  return fail(NEQ_INVALID_ARGUMENT, "%s: expected shape [%lld, %lld, ...], got [%lld, %lld, ...]",
+              names.dw, number(rows), number(inputs), number(dw.size[0]), number(dw.size[1]));
 }
 
 neq_status check_channels(const neq_tensor& dy, const neq_tensor& x, const neq_tensor& dw,
                           int64_t width, Groups groups) noexcept {
+  const Names names = Names::of(groups);
   const int64_t outputs = dy.size[1];
   const int64_t inputs = x.size[1];
   if (outputs > INT32_MAX) {
@@ -61,25 +74,25 @@ neq_status check_channels(const neq_tensor& dy, const neq_tensor& x, const neq_t
                 number(outputs));
   }
   if (x.size[0] != dy.size[0]) {
-    return fail(NEQ_INVALID_ARGUMENT, "x: expected dy's batch of %lld, got %lld",
+    return fail(NEQ_INVALID_ARGUMENT, "%s: expected dy's batch of %lld, got %lld", names.x,
                 number(dy.size[0]), number(x.size[0]));
   }
   if (width < 0 || width > outputs) {
     return fail(NEQ_INVALID_ARGUMENT, "width: expected 0 to %lld, the channels of dy, got %lld",
                 number(outputs), number(width));
   }
-  if (groups == Groups::kOne) return check_rows(dw, outputs, inputs);
+  if (groups != Groups::kDepthwise) return check_rows(dw, outputs, inputs, names);
   if (inputs == 0 ? outputs != 0 : outputs % inputs != 0) {
     return fail(NEQ_INVALID_ARGUMENT,
                 "x: expected channels that divide dy's %lld, got %lld; other groups are not "
                 "depthwise",
                 number(outputs), number(inputs));
   }
-  return check_rows(dw, outputs, 1);
+  return check_rows(dw, outputs, 1, names);
 }
 
 // Whether dy has the size this axis gives; its reach fits 64 bits then.
-neq_status check_axis(const Axis& axis, int32_t d) noexcept {
+neq_status check_axis(const Axis& axis, int32_t d, const Names& names) noexcept {
   int64_t reach = 0;
   int64_t padded = 0;
   const bool fits = !__builtin_mul_overflow(axis.kernel - 1, axis.dilation, &reach) &&
@@ -88,30 +101,32 @@ neq_status check_axis(const Axis& axis, int32_t d) noexcept {
                     !__builtin_add_overflow(padded, axis.stride, &padded);
   if (axis.kernel < 1 || !fits) {
     return fail(NEQ_INVALID_ARGUMENT,
-                "dw: expected a kernel size of at least 1, its reach within 64 bits, got %lld in "
+                "%s: expected a kernel size of at least 1, its reach within 64 bits, got %lld in "
                 "spatial dimension %d",
-                number(axis.kernel), d);
+                names.dw, number(axis.kernel), d);
   }
   const int64_t room = padded - axis.stride - reach - 1;
   const int64_t out = room < 0 ? 0 : room / axis.stride + 1;
   if (axis.out == out) return NEQ_OK;
-  return fail(NEQ_INVALID_ARGUMENT,
-              "dy: expected size %lld in spatial dimension %d, which x's %lld and the window give, "
-              "got %lld",
-              number(out), d, number(axis.in), number(axis.out));
+  return fail(
+      NEQ_INVALID_ARGUMENT,
+      "dy: expected size %lld in spatial dimension %d, which %s's %lld and the window give, "
+      "got %lld",
+      number(out), d, names.x, number(axis.in), number(axis.out));
 }
 
 // The way from one output's input to the next one's, of which there may be none in x.
-neq_status check_step(const Axis& axis, int64_t stride, int64_t element, int32_t d) noexcept {
+neq_status check_step(const Axis& axis, int64_t stride, int64_t element, int32_t d,
+                      const Names& names) noexcept {
   int64_t step = 0;
   if (!__builtin_mul_overflow(axis.stride, stride, &step) &&
       !__builtin_mul_overflow(step, element, &step)) {
     return NEQ_OK;
   }
   return fail(NEQ_INVALID_ARGUMENT,
-              "window: expected strides whose steps through x fit 64 bits, got %lld in spatial "
+              "window: expected strides whose steps through %s fit 64 bits, got %lld in spatial "
               "dimension %d",
-              number(axis.stride), d);
+              names.x, number(axis.stride), d);
 }
 
 Strides strides(const neq_tensor& tensor) noexcept {
@@ -124,16 +139,20 @@ Strides strides(const neq_tensor& tensor) noexcept {
 neq_status understand(const neq_tensor* dy, const neq_tensor* x, int64_t width,
                       const neq_window* window, const neq_tensor* dw, Groups groups,
                       Convolution* convolution) noexcept {
+  const Names names = Names::of(groups);
   neq_status status = check_tensor("dy", dy);
-  if (status == NEQ_OK) status = check_tensor("x", x);
-  if (status == NEQ_OK) status = check_tensor("dw", dw);
+  if (status == NEQ_OK) status = check_tensor(names.x, x);
+  if (status == NEQ_OK) status = check_tensor(names.dw, dw);
   if (status == NEQ_OK && !window) {
     status = fail(NEQ_INVALID_ARGUMENT, "window: expected strides, got a null pointer");
   }
-  if (status == NEQ_OK) status = check_kinds(*dy, *x, *dw);
+  if (status == NEQ_OK) status = check_kinds(*dy, *x, *dw, names);
   if (status == NEQ_OK) status = check_window(*window, dy->ndim - 2);
   if (status == NEQ_OK) status = check_channels(*dy, *x, *dw, width, groups);
-  if (status == NEQ_OK) status = check_own_memory("dw", *dw);
+  if (status == NEQ_OK) {
+    status =
+        groups == Groups::kInput ? check_own_memory(names.x, *x) : check_own_memory(names.dw, *dw);
+  }
   if (status != NEQ_OK) return status;
 
   const int64_t outputs = dy->size[1];
@@ -153,15 +172,17 @@ neq_status understand(const neq_tensor* dy, const neq_tensor* x, int64_t width,
     Axis& axis = convolution->axis[2 - dims + d];
     axis = {dy->size[2 + d],   x->size[2 + d],     dw->size[2 + d],
             window->stride[d], window->padding[d], window->dilation[d]};
-    status = check_axis(axis, d);
-    if (status == NEQ_OK) status = check_step(axis, x->stride[2 + d], element_bytes(x->dtype), d);
+    status = check_axis(axis, d, names);
+    if (status == NEQ_OK) {
+      status = check_step(axis, x->stride[2 + d], element_bytes(x->dtype), d, names);
+    }
     if (status != NEQ_OK) return status;
   }
   const Axis& tall = convolution->axis[0];
   const Axis& wide = convolution->axis[1];
   if (tall.kernel > kMaxTaps / wide.kernel) {
-    return fail(NEQ_UNSUPPORTED, "dw: expected kernels of at most %lld weights, got %lld x %lld",
-                number(kMaxTaps), number(tall.kernel), number(wide.kernel));
+    return fail(NEQ_UNSUPPORTED, "%s: expected kernels of at most %lld weights, got %lld x %lld",
+                names.dw, number(kMaxTaps), number(tall.kernel), number(wide.kernel));
   }
   return NEQ_OK;
 }

@@ -1,5 +1,5 @@
-// What a call of depthwise_wgrad or conv_wgrad means, on any device: its arguments checked, and one
-// spatial dimension made two, the first of them of size 1.
+// What a call of depthwise_wgrad, conv_wgrad or conv_dgrad means, on any device: its arguments
+// checked, and one spatial dimension made two, the first of them of size 1.
 #pragma once
 
 #include <cstdint>
@@ -43,8 +43,9 @@ struct Convolution {
   }
 };
 
-// One: every output channel reads all input channels. Depthwise: each reads one.
-enum class Groups { kOne, kDepthwise };
+// One: every output channel reads all input channels. Depthwise: each reads one. Input: as kOne,
+// but what is sought is x's gradient: x is written and called dx, dw is the weight.
+enum class Groups { kOne, kDepthwise, kInput };
 
 neq_status understand(const neq_tensor* dy, const neq_tensor* x, int64_t width,
                       const neq_window* window, const neq_tensor* dw, Groups groups,

@@ -32,8 +32,8 @@ GRADIENTS = (
 BESIDE = ("channel_moments", "compact", "row_sgd", "row_adamw")
 OPERATORS = (*GRADIENTS, *BESIDE)
 TRITON_OPERATORS = ("linear_wgrad", "linear_backward", "conv_wgrad", "conv_backward")
-# Steps of a window, all dimensions multiplied, that conv_wgrad_rows can lay x out by: not the
-# patches of a ViT, which a plain product serves as well.
+# Steps of a window, all dimensions multiplied, that conv_wgrad_rows and conv_dgrad can cut x and dX
+# into: not the patches of a ViT, which a plain product serves as well.
 MOST_STEPS = 64
 # What of native runs on a GPU.
 NATIVE_ON_CUDA = OPERATORS
@@ -73,13 +73,30 @@ def _native_rows(
     return dw, db
 
 
+def _native_dgrad(
+    dy: Tensor,
+    weight: Tensor,
+    lists: Lists,
+    size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    channels_last: bool,
+) -> Tensor:
+    dx: Tensor = torch.ops.neq_kernels.conv_dgrad(
+        dy, weight, lists.padded, lists.count, size, stride, padding, dilation, channels_last
+    )
+    return dx
+
+
 def _native_conv(operator: str) -> Callable[..., Any]:
     function = getattr(reference, operator)
     return partial(function, pack=_native_pack, depthwise=_native_depthwise)
 
 
 def _direct_way(operator: str) -> Callable[..., Any]:
-    return partial(getattr(reference, operator), pack=_native_pack, rows=_native_rows)
+    function = partial(getattr(reference, operator), pack=_native_pack, rows=_native_rows)
+    return partial(function, dgrad=_native_dgrad) if operator.endswith("backward") else function
 
 
 def _native_moments(a: Tensor, b: Tensor, dim: int, per_sample: bool) -> Tensor:

@@ -34,6 +34,7 @@ def _load() -> tuple[ModuleType | None, str | None]:
     torch.library.register_fake("neq_kernels::channel_moments", _fake_channel_moments)
     torch.library.register_fake("neq_kernels::depthwise_wgrad", _fake_depthwise_wgrad)
     torch.library.register_fake("neq_kernels::conv_wgrad_rows", _fake_conv_wgrad_rows)
+    torch.library.register_fake("neq_kernels::conv_dgrad", _fake_conv_dgrad)
     for operator in ("row_sgd", "row_adamw"):
         torch.library.register_fake(f"neq_kernels::{operator}", _fake_in_place)
     torch.library.register_fake("neq_kernels::compact", _fake_compact)
@@ -78,6 +79,17 @@ def _fake_conv_wgrad_rows(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     dw = dy.new_empty_strided(list(dw_size), list(dw_stride))
     return dw, dy.new_empty(dy.shape[1] if window[-1] else 0)
+
+
+def _fake_conv_dgrad(
+    dy: Tensor, weight: Tensor, index: Tensor, width: int, size: Sequence[int], *window: Any
+) -> Tensor:
+    return torch.empty(
+        (dy.shape[0], weight.shape[1], *size),
+        dtype=dy.dtype,
+        device=dy.device,
+        memory_format=torch.channels_last if window[-1] else torch.contiguous_format,
+    )
 
 
 def _fake_in_place(*arguments: Any) -> None:

@@ -2,7 +2,7 @@
 
 Neurons are output channels. ``lists`` names the active ones; ``dy`` is the gradient of the layer's
 output. Whatever has the shape of a parameter comes back in full shape with frozen rows exactly
-zero. ``pack``, ``depthwise`` and ``rows`` are what other backends replace.
+zero. ``pack``, ``depthwise``, ``rows`` and ``dgrad`` are what other backends replace.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from neq_kernels.active import Lists, Regrouped
+from neq_kernels.reference_conv import conv_dgrad  # noqa: F401, part of it
 from neq_kernels.reference_rows import row_adamw, row_sgd  # noqa: F401, also part of it
 
 BLOCK = 8
@@ -22,6 +23,7 @@ CHUNK = {"cpu": 1 << 17, "cuda": 1 << 24}
 Pack = Callable[[Tensor, Tensor, int, int, bool], tuple[Tensor, Tensor]]
 Depthwise = Callable[..., tuple[Tensor, Tensor]]
 Rows = Callable[..., tuple[Tensor, Tensor]]
+Dgrad = Callable[..., Tensor]
 
 
 def pack_channels(
@@ -129,18 +131,24 @@ def linear_backward(
     columns: bool,
     pack: Pack = pack_channels,
     rows: Rows | None = None,
+    dgrad: Dgrad | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Both gradients from the active channels alone: ``dX = dy[:, index] @ W[index]``, and
     :func:`linear_wgrad`, from one packing of ``dy``."""
+    if rows and dgrad:
+        matrix = (weight.t() if columns else weight)[:, :, None, None]
+        tokens = as_rows(dy).t()[None, :, None]
+        window = (1, 1), (0, 0), (1, 1)
+        dx = dgrad(tokens, matrix, lists, tokens.shape[2:], *window, True)
+        dx = dx.permute(0, 2, 3, 1).reshape(x.shape)
+        return dx, *linear_wgrad(dy, x, lists, bias, columns, rows=rows)
     width = _whole_blocks(lists)
     index = lists.padded[:width]
-    packed, sums = pack(dy, index, width, dy.dim() - 1, bias and rows is None)
+    packed, sums = pack(dy, index, width, dy.dim() - 1, bias)
     packed = as_rows(packed)
     kept = weight.index_select(int(columns), index.clamp(min=0))
-    dx = (packed @ (kept.t() if columns else kept)).view(x.shape)
-    if rows:
-        return dx, *linear_wgrad(dy, x, lists, bias, columns, rows=rows)
-    return dx, *_linear_rows(packed, sums, as_rows(x), lists, bias, columns)
+    dx = packed @ (kept.t() if columns else kept)
+    return dx.view(x.shape), *_linear_rows(packed, sums, as_rows(x), lists, bias, columns)
 
 
 def _linear_rows(
@@ -215,14 +223,17 @@ def conv_backward(
     pack: Pack = pack_channels,
     depthwise: Depthwise | None = None,
     rows: Rows | None = None,
+    dgrad: Dgrad | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Both gradients of a convolution from its active channels alone, from one packing of ``dy``:
     those of a dense backward whose ``dy`` is zero in the frozen channels."""
     geometry = (stride, padding, dilation)
-    if (depthwise and is_depthwise(weight, groups)) or (rows and groups == 1):
-        dw, db = conv_wgrad(
-            dy, x, weight, lists, bias, *geometry, groups, depthwise=depthwise, rows=rows
-        )
+    if rows and dgrad and groups == 1:
+        last = x.dim() == 4 and x.stride(1) == 1 and x.stride(3) >= x.shape[1]
+        dx = dgrad(dy, weight, lists, x.shape[2:], *geometry, last)
+        return dx, *conv_wgrad(dy, x, weight, lists, bias, *geometry, groups, rows=rows)
+    if depthwise and is_depthwise(weight, groups):
+        dw, db = depthwise(dy, x, weight, lists, bias, *geometry)
         needed = (True, False)
         return _conv(dy, x, weight, lists, False, geometry, groups, pack, needed)[0], dw, db
     return _conv(dy, x, weight, lists, bias, geometry, groups, pack, (True, True))

@@ -7,6 +7,9 @@ STABLE_TORCH_LIBRARY(neq_kernels, library) {
   library.def("channel_moments(Tensor a, Tensor b, int dim, bool per_sample) -> Tensor");
   library.def("compact(Tensor[] layers, float epsilon) -> Tensor");
   library.def(
+      "conv_dgrad(Tensor dy, Tensor weight, Tensor index, int width, int[] size, int[] stride, "
+      "int[] padding, int[] dilation, bool channels_last) -> Tensor");
+  library.def(
       "conv_wgrad_rows(Tensor dy, Tensor x, Tensor index, int width, int[] dw_size, "
       "int[] dw_stride, int[] stride, int[] padding, int[] dilation, bool bias) -> (Tensor, "
       "Tensor)");
@@ -31,6 +34,7 @@ STABLE_TORCH_LIBRARY(neq_kernels, library) {
 STABLE_TORCH_LIBRARY_IMPL(neq_kernels, CPU, library) {
   library.impl("channel_moments", TORCH_BOX(&neq::python::channel_moments));
   library.impl("compact", TORCH_BOX(&neq::python::compact));
+  library.impl("conv_dgrad", TORCH_BOX(&neq::python::conv_dgrad));
   library.impl("conv_wgrad_rows", TORCH_BOX(&neq::python::conv_wgrad_rows));
   library.impl("depthwise_wgrad", TORCH_BOX(&neq::python::depthwise_wgrad));
   library.impl("pack_channels", TORCH_BOX(&neq::python::pack_channels));

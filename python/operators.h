@@ -42,6 +42,14 @@ std::tuple<torch::stable::Tensor, torch::stable::Tensor> depthwise_wgrad(
     std::vector<int64_t> stride, std::vector<int64_t> padding, std::vector<int64_t> dilation,
     bool bias);
 
+// dX [N, C, *size] of a convolution without groups, from its active channels.
+torch::stable::Tensor conv_dgrad(const torch::stable::Tensor& dy,
+                                 const torch::stable::Tensor& weight,
+                                 const torch::stable::Tensor& index, int64_t width,
+                                 std::vector<int64_t> size, std::vector<int64_t> stride,
+                                 std::vector<int64_t> padding, std::vector<int64_t> dilation,
+                                 bool channels_last);
+
 // dW of the given sizes and strides, and db [O] (shape [0] without `bias`) of a convolution without
 // groups; the rows of channels that are not listed are zero.
 std::tuple<torch::stable::Tensor, torch::stable::Tensor> conv_wgrad_rows(

@@ -35,10 +35,11 @@ inline neq_window window_of(const Tensor& dy, const Numbers& stride, const Numbe
 }
 
 // Raises where `x` is not on dy's device.
-inline void check_beside(const Tensor& x, const Tensor& dy, const char* op) {
+inline void check_beside(const Tensor& x, const Tensor& dy, const char* op,
+                         const char* name = "x") {
   if (x.device() == dy.device() || (x.is_cpu() && dy.is_cpu())) return;
-  throw std::runtime_error(std::string(op) +
-                           ": x: expected a tensor on dy's device, got one on another; move it "
+  throw std::runtime_error(std::string(op) + ": " + name +
+                           ": expected a tensor on dy's device, got one on another; move it "
                            "there");
 }
 

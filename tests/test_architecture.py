@@ -14,7 +14,7 @@ import neq_kernels
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "neq_kernels"
 LEVELS = {
-    "active": 0, "reference": 0, "reference_rows": 0, "sources": 0,
+    "active": 0, "reference": 0, "reference_conv": 0, "reference_rows": 0, "sources": 0,
     "native": 1, "kernels": 1,
     "backends": 2, "planner": 2,
     "gradients": 3, "ops": 3, "sets": 3,

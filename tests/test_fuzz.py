@@ -98,6 +98,37 @@ def test_conv_wgrad_rows(data):
 
 @given(st.data())
 @some
+def test_conv_dgrad(data):
+    draw = data.draw
+    dims = draw(st.integers(1, 2))
+    numbers = [draw(st.tuples(*[st.integers(low, high)] * dims)) for low, high in
+               ((1, 4), (1, 3), (0, 3), (1, 3), (0, 9))]  # fmt: skip
+    kernel, stride, padding, dilation, size = map(list, numbers)
+    batch, inputs, outputs = (draw(st.integers(0, most)) for most in (5, 20, 9))
+    room = zip(size, kernel, stride, padding, dilation, strict=True)
+    out = [max(0, (n + 2 * p - d * (k - 1) - 1) // s + 1) for n, k, s, p, d in room]
+    dtype = draw(st.sampled_from(DTYPES))
+    weight = quarters(draw, [outputs, inputs, *kernel], dtype)
+    dy = quarters(draw, [batch, outputs, *out], dtype)
+    index, count = chosen(draw, outputs)
+    last = dims == 2 and draw(st.booleans())
+
+    window = stride, padding, dilation
+    dx = ops.conv_dgrad(dy, weight, index, index.numel(), size, *window, last)
+    assert dx.shape == (batch, inputs, *size)
+    assert dx.is_contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+    if count and dx.numel() and dy.numel():
+        active = index[:count].long()
+        packed, rows = dy.double()[:, active], weight.double()[active]
+        x = torch.empty(batch, inputs, *size, dtype=torch.float64)
+        expected, _ = reference.conv_gradients(packed, x, rows, window, 1, (True, False))
+        assert torch.equal(dx, expected.to(dtype))
+    else:
+        assert not dx.any()
+
+
+@given(st.data())
+@some
 def test_channel_moments(data):
     shape = data.draw(shapes())
     dim = data.draw(st.integers(0, len(shape) - 1))

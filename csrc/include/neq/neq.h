@@ -289,6 +289,27 @@ NEQ_API neq_status neq_conv_wgrad_cpu(const neq_tensor* dy, const neq_tensor* x,
                                       const neq_tensor* dw, void* db, neq_scratch scratch,
                                       const neq_parallel* parallel);
 
+/* The input gradient of a convolution without groups, from its active channels alone:
+ *   dx[n, c, u, v] = sum over i, r, s of weight[index[i], c, r, s] * dy[n, index[i], p, q]
+ * for all p, q with i(p, r) = u and j(q, s) = v as neq_window says, 0 where there are none. The
+ * work is that of the active channels; the others' dy and weights are not read.
+ *
+ * dy is [N, O, *out], weight [O, C, *kernel], dx [N, C, *in], each with one or two spatial
+ * dimensions and any strides. `index` lists the `width` active channels, rising strictly, and may
+ * end in a run of -1 (padding). Sums are taken in fp32 (fp64 for fp64), in an order that depends on
+ * the sizes and strides alone, and rounded once. A weight that is not finite spoils its channel of
+ * dx, perhaps in more places than it touches.
+ *
+ * `scratch` needs what neq_conv_dgrad_cpu_scratch says for the same arguments, or is refused.
+ */
+NEQ_API int64_t neq_conv_dgrad_cpu_scratch(const neq_tensor* dy, const neq_tensor* weight,
+                                           int64_t width, const neq_window* window,
+                                           const neq_tensor* dx);
+NEQ_API neq_status neq_conv_dgrad_cpu(const neq_tensor* dy, const neq_tensor* weight,
+                                      const int32_t* index, int64_t width, const neq_window* window,
+                                      const neq_tensor* dx, neq_scratch scratch,
+                                      const neq_parallel* parallel);
+
 #ifdef __cplusplus
 }
 #endif

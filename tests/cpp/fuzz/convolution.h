@@ -1,6 +1,6 @@
-// What the fuzzers of conv_wgrad and depthwise_wgrad share: convolutions that may be wrong in one
-// place, a judge of them, and a loop nest. fp32 holds the short sums of products of quarters
-// exactly, so right calls must give what the loop nest gives, rounded once.
+// What the fuzzers of conv_wgrad and depthwise_wgrad share, and conv_dgrad in part: convolutions
+// that may be wrong in one place, a judge of them, and a loop nest. fp32 holds the short sums of
+// products of quarters exactly, so right calls must give what the loop nest gives, rounded once.
 #pragma once
 
 #include "input.h"
@@ -29,6 +29,7 @@ struct Operator {
   // The channel of dy whose sums are in a row of dw, -1 for zeros, and the first of x.
   int64_t (*output_of)(const Call& call, int64_t row);
   int64_t (*input_of)(const Call& call, int64_t row);
+  bool writes_x = false;  // whether x is what it computes, and dw is read
 };
 
 constexpr Wide kTall = Wide{1} << 20;  // what no real window reaches
@@ -145,7 +146,8 @@ inline Right judge_window(const Call& call) {
 // Of everything but the index and the data, and whether those who judge may differ.
 inline Right judge_shapes(const Operator& op, const Call& call) {
   if (call.no_window) return Right::kNo;
-  Right right = both(judge(call.dy, false), both(judge(call.x, false), judge(call.dw, true)));
+  Right right =
+      both(judge(call.dy, false), both(judge(call.x, op.writes_x), judge(call.dw, !op.writes_x)));
   if (right == Right::kNo) return right;
   for (const neq_tensor* tensor : {&call.x, &call.dw}) {
     if (tensor->dtype != call.dy.dtype || tensor->ndim != call.dy.ndim) return Right::kNo;
