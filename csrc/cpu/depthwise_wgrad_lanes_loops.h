@@ -177,21 +177,24 @@ constexpr LanesLoop lanes_loop(int64_t beside) {
   return nullptr;
 }
 
-#define NEQ_BOTH(across, along, stride)              \
-  {lanes_loop<E, across, along, stride, kBeside>(1), \
-   lanes_loop<E, across, along, stride, kBeside>(2)}
-#define NEQ_ACROSS(across)                              \
-  {                                                     \
-      {NEQ_BOTH(across, 1, 1), NEQ_BOTH(across, 1, 1)}, \
-      {NEQ_BOTH(across, 2, 1), NEQ_BOTH(across, 2, 2)}, \
-      {NEQ_BOTH(across, 3, 1), NEQ_BOTH(across, 3, 2)}, \
-  }
+template <class E, int kAcross, int kAlong, int kStride, int kBeside>
+constexpr LanesLoops kLanesLoops = {{lanes_loop<E, kAcross, kAlong, kStride, kBeside>(1),
+                                     lanes_loop<E, kAcross, kAlong, kStride, kBeside>(2)}};
 
 template <class E, int kBeside>
-constexpr LanesKernels kLanes = {E::Vectors::kLanes,
-                                 kBeside,
-                                 {NEQ_ACROSS(1), NEQ_ACROSS(2), NEQ_ACROSS(3)},
-                                 add_each<typename E::Vectors>};
+constexpr LanesKernels kLanes = {
+    E::Vectors::kLanes,
+    kBeside,
+    {{{kLanesLoops<E, 1, 1, 1, kBeside>, kLanesLoops<E, 1, 1, 1, kBeside>},
+      {kLanesLoops<E, 1, 2, 1, kBeside>, kLanesLoops<E, 1, 2, 2, kBeside>},
+      {kLanesLoops<E, 1, 3, 1, kBeside>, kLanesLoops<E, 1, 3, 2, kBeside>}},
+     {{kLanesLoops<E, 2, 1, 1, kBeside>, kLanesLoops<E, 2, 1, 1, kBeside>},
+      {kLanesLoops<E, 2, 2, 1, kBeside>, kLanesLoops<E, 2, 2, 2, kBeside>},
+      {kLanesLoops<E, 2, 3, 1, kBeside>, kLanesLoops<E, 2, 3, 2, kBeside>}},
+     {{kLanesLoops<E, 3, 1, 1, kBeside>, kLanesLoops<E, 3, 1, 1, kBeside>},
+      {kLanesLoops<E, 3, 2, 1, kBeside>, kLanesLoops<E, 3, 2, 2, kBeside>},
+      {kLanesLoops<E, 3, 3, 1, kBeside>, kLanesLoops<E, 3, 3, 2, kBeside>}}},
+    add_each<typename E::Vectors>};
 
 }  // namespace
 }  // namespace neq::depthwise

@@ -48,12 +48,17 @@ struct LanesWalk {
 // sums[tap][lane] += dy * x, sums[bias][lane] += dy, of float (double).
 using LanesLoop = void (*)(const LanesWalk& walk);
 
+// Of as many vectors side by side; null where registers have no room for them.
+struct LanesLoops {
+  LanesLoop beside[kMaxBeside];
+};
+
 struct LanesKernels {
   int64_t lanes;
   int64_t beside;  // that registers have room for
-  LanesLoop loops[kMaxAcross][kMaxAlong][2][kMaxBeside];
+  LanesLoops loops[kMaxAcross][kMaxAlong][2];
   LanesLoop loop(int64_t across, int64_t along, int64_t stride, int64_t beside) const noexcept {
-    return loops[across - 1][along - 1][stride - 1][beside - 1];
+    return loops[across - 1][along - 1][stride - 1].beside[beside - 1];
   }
   // totals[k][lane] += sums[k][lane]; sums[k] = 0.
   void (*add_each)(double* totals, void* sums, int64_t n);

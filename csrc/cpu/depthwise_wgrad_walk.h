@@ -4,8 +4,8 @@
 // vector of dy is loaded once, and every vector of x once per tap across.
 //
 // With vectors along rows (NCHW), a walk goes down the columns and a tap across is a step to the
-// next element. With vectors of channels (channels_last), it goes along rows, and a tap across is
-// the next row.
+// next element: those are the loops here. With vectors of channels (channels_last), it goes along
+// rows, and a tap across is the next row: depthwise_wgrad_lanes_walk.h.
 #pragma once
 
 #include <algorithm>
