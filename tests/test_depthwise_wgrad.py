@@ -86,6 +86,8 @@ CONVS = {
     "multiplier": _conv(2, 8, (6, 9), multiplier=3, stride=(1, 2)),
     "one input": _conv(2, 1, (6, 9), multiplier=12),
     "many channels": _conv(2, 300, (4, 3)),
+    "vectors that pair with none": _conv(9, 72, (5, 5)),
+    "maps beyond one walk": _conv(3, 72, (26, 19), stride=(2, 1)),
     "sequence": _conv(3, 20, (33,), kernel=4, padding=3),
     "long sequence": _conv(1, 4, (3000,), kernel=3, stride=2, dilation=4, multiplier=2),
     "one element": _conv(1, 3, (1, 1)),
@@ -153,7 +155,9 @@ def test_padding_of_the_list_is_ignored(name, form, isa):
 
 
 @pytest.mark.parametrize("form", ["contiguous", "last"])
-@pytest.mark.parametrize("name", ["7x7", "one band", "several bands", "many channels"])
+@pytest.mark.parametrize(
+    "name", ["7x7", "one band", "several bands", "many channels", "maps beyond one walk"]
+)
 def test_threads_change_no_bit(name, form, isa):
     conv = CONVS[name]
     tensors, before, results = conv.tensors(form=form), torch.get_num_threads(), []
@@ -166,6 +170,17 @@ def test_threads_change_no_bit(name, form, isa):
     for dw, db in results[1:]:
         assert torch.equal(dw, results[0][0])
         assert torch.equal(db, results[0][1])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", ["vectors that pair with none", "maps beyond one walk"])
+def test_active_channels_far_apart(name, dtype, isa, poison):
+    """Vectors of channels_last between which others are skipped, the first and the last of all."""
+    conv = CONVS[name]
+    tensors = conv.tensors(dtype, "last")
+    for index in ([0, 70], [17, 71], [5, 38, 39, 64], [71]):
+        index = torch.tensor(index, dtype=torch.int32)
+        _assert_right(conv, tensors, index, *_wgrad(conv, *tensors, index))
 
 
 @pytest.mark.parametrize("form", ["contiguous", "last"])

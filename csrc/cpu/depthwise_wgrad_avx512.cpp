@@ -4,6 +4,8 @@
 #include "vectors_avx512.h"
 
 #define NEQ_LOOP NEQ_AVX512
+#define NEQ_LOOP_INLINE NEQ_AVX512_INLINE
+#include "depthwise_wgrad_lanes_loops.h"
 #include "depthwise_wgrad_staged_loops.h"
 #include "depthwise_wgrad_walk_loops.h"
 
@@ -25,6 +27,20 @@ const WalkKernels& avx512_walks(neq_dtype dtype) noexcept {
       break;
   }
   return kWalks<Float32>;
+}
+
+const LanesKernels& avx512_lanes(neq_dtype dtype) noexcept {
+  switch (dtype) {
+    case NEQ_F64:
+      return kLanes<Float64, 2>;
+    case NEQ_F16:
+      return kLanes<Float16, 2>;
+    case NEQ_BF16:
+      return kLanes<Brain16, 2>;
+    case NEQ_F32:
+      break;
+  }
+  return kLanes<Float32, 2>;
 }
 
 }  // namespace neq::depthwise

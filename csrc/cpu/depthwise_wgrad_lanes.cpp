@@ -1,7 +1,8 @@
-// Vectors of neighbouring channels, and walks along the rows of planes (depthwise_wgrad_walk.h):
-// all lanes of a vector work, active or not, for where it lies in memory it is read as a whole
-// anyhow. Only where few of many 16-bit channels are active, of which a line of memory has more
-// than a vector has, are they packed first, a unit at a time (pack_channels).
+// Vectors of neighbouring channels, and walks along the rows of planes
+// (depthwise_wgrad_lanes_walk.h): all lanes of a vector work, active or not, for where it lies in
+// memory it is read as a whole anyhow. Only where few of many 16-bit channels are active, and a
+// line of memory has more of them than are walked at once, or maps are small and walks with them,
+// are they packed first, a unit at a time (pack_channels).
 #include "depthwise_wgrad_lanes.h"
 
 #include <algorithm>
@@ -12,15 +13,7 @@
 namespace neq::depthwise {
 namespace {
 
-// Of one vector's channels in a unit, so that all of its walks find them in the first cache, and of
-// a tile.
-constexpr int64_t kUnitBytes = 32 << 10;
-constexpr int64_t kTileBytes = 96 << 10;
-constexpr double kMaxTileBytes = 1 << 28;
-constexpr int64_t kChunkChannels = 256;
 constexpr int64_t kPackedRows = 32;
-// Bytes of the tensors for each byte of partial sums, at the least.
-constexpr int64_t kBytesPerPartial = 64;
 
 // Where channels lie side by side: in a tensor, or packed in a tile. Strides in elements.
 struct Image {
@@ -36,22 +29,25 @@ class Task {
   Task(const LanesPlan& plan, int64_t task, char* tile) noexcept
       : plan_(plan),
         c_(*plan.convolution),
+        task_(task),
         block_(task / plan.chunks),
         first_(task % plan.chunks * plan.chunk),
         last_(std::min(first_ + plan.chunk, plan.active_count)),
         sums_(tile),
-        x_tile_(tile + round_up(plan.sums() * plan.lanes * plan.scalar, kCacheLine)),
+        x_tile_(tile + round_up(plan.chunk * plan.sums() * plan.lanes * plan.scalar, kCacheLine)),
         dy_tile_(x_tile_ + plan.x_bytes) {}
 
   void run() noexcept {
     const int64_t sums = plan_.sums() * plan_.lanes;
-    std::memset(sums_, 0, sums * plan_.scalar);
+    std::memset(sums_, 0, (last_ - first_) * sums * plan_.scalar);
     for (int64_t k = first_; k < last_; ++k) std::fill_n(partial(k), sums, 0.0);
     if (plan_.packed) plan_rows();
+    const int64_t begin = block_start(block_, plan_.blocks, plan_.units);
     const int64_t end = block_start(block_ + 1, plan_.blocks, plan_.units);
-    for (int64_t unit = block_start(block_, plan_.blocks, plan_.units); unit < end; ++unit) {
-      sum_unit(unit_of(unit), unit_of(std::min(unit + 1, end - 1)));
+    for (int64_t unit = begin; unit < end; ++unit) {
+      sum_unit(unit_of(unit), unit + 1 < end ? Next{unit_of(unit + 1), first_} : after());
     }
+    add();
   }
 
  private:
@@ -84,128 +80,157 @@ class Task {
     return unit;
   }
 
-  int64_t vector_of(int64_t k) const noexcept { return plan_.packed ? k : plan_.active_vectors[k]; }
+  // What is read after a unit: another one, from this vector on.
+  struct Next {
+    Unit unit;
+    int64_t first;
+  };
 
-  double* partial(int64_t k) const noexcept { return plan_.partial_of(block_, vector_of(k)); }
-
-  Image image_of(const char* tensor, const Strides& strides, const Readable& memory,
-                 const Unit& unit, const int64_t* origin) const noexcept {
-    const int64_t at =
-        unit.sample * strides.batch + origin[0] * strides.axis[0] + origin[1] * strides.axis[1];
-    return {tensor + at * plan_.element, strides.batch, strides.axis[0], strides.axis[1], memory};
+  // What the next task starts with, which most often the same thread runs.
+  Next after() const noexcept {
+    const int64_t task = std::min(task_ + 1, plan_.tasks - 1);
+    const int64_t unit = block_start(task / plan_.chunks, plan_.blocks, plan_.units);
+    return {unit_of(unit), task % plan_.chunks * plan_.chunk};
   }
 
-  void sum_unit(const Unit& unit, const Unit& next) noexcept {
-    Image dy = image_of(plan_.dy, c_.dy, plan_.dy_memory, unit, unit.origin);
-    Image x = image_of(plan_.x, c_.x, plan_.x_memory, unit, unit.from);
-    int64_t dy_ahead = 0;
-    int64_t x_ahead = 0;
+  double* partial(int64_t k) const noexcept {
+    return plan_.partial_of(block_, plan_.packed ? k : plan_.active_vectors[k]);
+  }
+
+  // Where a unit's positions start, in elements.
+  int64_t dy_of(const Unit& unit) const noexcept { return place(c_.dy, unit.sample, unit.origin); }
+  int64_t x_of(const Unit& unit) const noexcept { return place(c_.x, unit.sample, unit.from); }
+
+  static int64_t place(const Strides& strides, int64_t sample, const int64_t* origin) noexcept {
+    return sample * strides.batch + origin[0] * strides.axis[0] + origin[1] * strides.axis[1];
+  }
+
+  void sum_unit(const Unit& unit, const Next& next) noexcept {
+    const int64_t positions = unit.samples * unit.out[0] * unit.out[1];
+    if (pending_ + positions > kMaxWalk) add();
+    pending_ += positions;
+    Image dy{plan_.dy + dy_of(unit) * plan_.element, c_.dy.batch, c_.dy.axis[0], c_.dy.axis[1],
+             plan_.dy_memory};
+    Image x{plan_.x + x_of(unit) * plan_.element, c_.x.batch, c_.x.axis[0], c_.x.axis[1],
+            plan_.x_memory};
     if (plan_.packed) {
       dy = pack(dy, unit, unit.out, dy_rows_, dy_tile_);
       x = pack(x, unit, unit.in, x_rows_, x_tile_);
-    } else {
-      const int64_t samples = next.sample - unit.sample;
-      const int64_t rows = next.origin[0] - unit.origin[0];
-      const int64_t columns = next.origin[1] - unit.origin[1];
-      dy_ahead = samples * dy.batch + rows * dy.row + columns * dy.column;
-      x_ahead = samples * x.batch + rows * c_.axis[0].stride * x.row +
-                columns * c_.axis[1].stride * x.column;
     }
-    for (int64_t k = first_; k < last_; ++k) {
-      const int64_t offset = (plan_.packed ? k - first_ : vector_of(k)) * plan_.lanes;
-      const int64_t channels = plan_.packed ? plan_.count - first_ * plan_.lanes : c_.outputs;
-      Walk walk{};
-      walk.dy_step = dy.column;
-      walk.x_step = plan_.along.step * x.column;
-      walk.x_across = c_.axis[0].dilation * x.row;
-      walk.sums_across = c_.axis[1].kernel * plan_.lanes;
-      walk.sums_along = plan_.lanes;
-      walk.dy_memory = dy.memory;
-      walk.x_memory = x.memory;
-      walk.dy_ahead = dy_ahead;
-      walk.x_ahead = x_ahead;
-      walk.dy_lanes = {0, std::min(plan_.lanes, channels - offset)};
-      for (LaneRange& lanes : walk.x_lanes) lanes = walk.dy_lanes;
-      walk.steps = unit.out[1];
-      Image dy_vector = dy;
-      Image x_vector = x;
-      dy_vector.data += offset * plan_.element;
-      x_vector.data += offset * plan_.element;
-      for (int64_t down = 0; down < plan_.tall.chunks; ++down) {
-        for (int64_t right = 0; right < plan_.wide.chunks; ++right) {
-          sum_taps(walk, unit, dy_vector, x_vector, down, right, partial(k));
+    const int64_t chunks = plan_.tall.chunks * plan_.wide.chunks;
+    Taps taps = taps_of(0);
+    LanesWalk walk = walk_of(unit, dy, x, taps);
+    for (int64_t k = first_, beside = 1; k < last_; k += beside) {
+      beside = std::min(plan_.kernels->beside, last_ - k);
+      for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+        if (chunks > 1) {
+          taps = taps_of(chunk);
+          walk = walk_of(unit, dy, x, taps);
         }
+        sum_vectors(walk, k, beside, taps, unit, next);
       }
-      add(partial(k));
     }
   }
 
-  void add(double* totals) noexcept {
-    plan_.kernels->add_each(totals, sums_, plan_.sums());
-    pending_ = 0;
-  }
-
-  // The taps from r on, of at most `taps`, that reach a row of x from dy's row p.
-  struct Reached {
-    int64_t begin;
-    int64_t end;
-    bool operator==(const Reached& other) const noexcept {
-      return begin == other.begin && end == other.end;
-    }
+  // Of a chunk of the taps, the first row and column. The first chunk also sees to the bias, and to
+  // what is read next.
+  struct Taps {
+    int64_t r;
+    int64_t s;
+    int64_t across;
+    int64_t along;
+    bool first;
   };
 
-  Reached reached(int64_t p, int64_t r, int64_t taps) const noexcept {
-    const Meeting rows = Meeting::of(c_.axis[0], p, r, c_.axis[0].dilation);
-    const int64_t end = std::min(rows.begin + rows.count, taps);
-    return {std::min(rows.begin, std::max<int64_t>(end, 0)), end};
-  }
-
-  // A chunk of the taps, of which the first also sees to the bias; rows that reach the same taps
-  // are walked in one go.
-  void sum_taps(Walk walk, const Unit& unit, const Image& dy, const Image& x, int64_t down,
-                int64_t right, double* totals) noexcept {
+  Taps taps_of(int64_t chunk) const noexcept {
+    const int64_t down = chunk / plan_.wide.chunks;
+    const int64_t right = chunk % plan_.wide.chunks;
     const int64_t r = plan_.tall.start(down);
     const int64_t s = plan_.wide.start(right);
-    const int64_t across = plan_.tall.start(down + 1) - r;
-    const int64_t along = plan_.wide.start(right + 1) - s;
-    const bool first = down == 0 && right == 0;
-    const Meeting columns = plan_.along.meeting(c_.axis[1], unit.origin[1], walk.steps, s, along);
-    const int64_t stride = along > 1 ? plan_.along.stride : 1;
-    const int64_t most = std::max<int64_t>(kMaxWalk / (walk.steps * unit.samples), 1);
-    const int64_t x_ahead = walk.x_ahead;
-    if (!first) walk.dy_ahead = 0;
-    for (int64_t p = 0, end = 0; p < unit.out[0]; p = end) {
-      const Reached taps = reached(unit.origin[0] + p, r, across);
-      for (end = p + 1; end < unit.out[0] && end - p < most; ++end) {
-        if (unit.samples > 1 || !(reached(unit.origin[0] + end, r, across) == taps)) break;
-      }
-      const bool meets = taps.begin < taps.end && columns.count > 0;
-      if (!meets && !first) continue;
-      walk.lines = unit.samples > 1 ? unit.samples : end - p;
-      if (pending_ + walk.lines * walk.steps > kMaxWalk) add(totals);
-      pending_ += walk.lines * walk.steps;
-      walk.dy_line = unit.samples > 1 ? dy.batch : dy.row;
-      walk.x_line = unit.samples > 1 ? x.batch : c_.axis[0].stride * x.row;
-      walk.begin = columns.begin;
-      walk.count = meets ? columns.count : 0;
-      walk.dy = dy.data + p * dy.row * plan_.element;
-      walk.x = x.data;
-      int64_t count = 1;
-      int64_t tap = 0;
-      if (meets) {
-        count = taps.end - taps.begin;
-        tap = taps.begin;
-        const int64_t row = (unit.origin[0] + p) * c_.axis[0].stride +
-                            (r + tap) * c_.axis[0].dilation - c_.axis[0].padding;
-        walk.x += ((row - unit.from[0]) * x.row + (columns.first - unit.from[1]) * x.column) *
-                  plan_.element;
-      }
-      walk.x_ahead = first ? x_ahead + (count - 1) * walk.x_across : 0;
-      walk.two_rows_ahead = first && count > 1 && c_.axis[0].stride > 1;
-      const int64_t at = ((r + tap) * c_.axis[1].kernel + s) * plan_.lanes * plan_.scalar;
-      void* const bias = first ? sums_ + c_.taps() * plan_.lanes * plan_.scalar : nullptr;
-      plan_.kernels->loop(count, along, stride, 1)(sums_ + at, bias, walk);
+    return {r, s, plan_.tall.start(down + 1) - r, plan_.wide.start(right + 1) - s, chunk == 0};
+  }
+
+  // What is the same for all vectors; dy and x are those of channel 0.
+  LanesWalk walk_of(const Unit& unit, const Image& dy, const Image& x,
+                    const Taps& taps) const noexcept {
+    const Axis& axis = c_.axis[0];
+    const Meeting columns =
+        plan_.along.meeting(c_.axis[1], unit.origin[1], unit.out[1], taps.s, taps.along);
+    const int64_t left = columns.count > 0 ? columns.first - unit.from[1] : 0;
+    LanesWalk walk{};
+    walk.dy = dy.data;
+    walk.x = x.data + left * x.column * plan_.element;
+    walk.samples = unit.samples;
+    walk.dy_batch = dy.batch;
+    walk.x_batch = x.batch;
+    walk.lines = unit.out[0];
+    walk.dy_line = dy.row;
+    walk.top = unit.origin[0] * axis.stride + taps.r * axis.dilation - axis.padding - unit.from[0];
+    walk.down = axis.stride;
+    walk.dilation = axis.dilation;
+    walk.rows = unit.in[0];
+    walk.x_row = x.row;
+    walk.steps = unit.out[1];
+    walk.dy_step = dy.column;
+    walk.begin = columns.begin;
+    walk.count = columns.count;
+    walk.x_step = plan_.along.step * x.column;
+    walk.sums_across = c_.axis[1].kernel * plan_.lanes;
+    walk.sums_along = plan_.lanes;
+    walk.bias = taps.first ? c_.taps() * plan_.lanes : 0;
+    walk.dy_memory = dy.memory;
+    walk.x_memory = x.memory;
+    return walk;
+  }
+
+  // The vectors from the `k`th on, side by side.
+  void sum_vectors(LanesWalk walk, int64_t k, int64_t beside, const Taps& taps, const Unit& unit,
+                   const Next& next) noexcept {
+    const int64_t tap = (taps.r * c_.axis[1].kernel + taps.s) * plan_.lanes * plan_.scalar;
+    const int64_t channels = plan_.packed ? plan_.count - first_ * plan_.lanes : c_.outputs;
+    walk.dy += channel_of(k) * plan_.element;
+    walk.x += channel_of(k) * plan_.element;
+    walk.beside = channel_of(k + beside - 1) - channel_of(k);
+    for (int64_t v = 0; v < beside; ++v) {
+      walk.sums[v] = sums_of(k + v) + tap;
+      walk.lanes[v] = {0, std::min(plan_.lanes, channels - channel_of(k + v))};
+      walk.dy_ahead[v] = walk.x_ahead[v] = v * walk.beside;
     }
+    if (taps.first && !plan_.packed) look_ahead(&walk, k, beside, unit, next);
+    const int64_t stride = taps.along > 1 ? plan_.along.stride : 1;
+    plan_.kernels->loop(taps.across, taps.along, stride, beside)(walk);
+  }
+
+  // The next vectors of the same unit are fetched, or of what comes after it. Above those rows of x
+  // that a unit has for itself, the cache still knows those it shares with the one before.
+  void look_ahead(LanesWalk* walk, int64_t k, int64_t beside, const Unit& unit,
+                  const Next& next) const noexcept {
+    for (int64_t v = 0; v < beside; ++v) {
+      const bool here = k + beside + v < last_;
+      const Unit& then = here ? unit : next.unit;
+      const int64_t vector =
+          here ? k + beside + v : std::min(next.first + v, plan_.active_count - 1);
+      const int64_t distance = channel_of(vector) - channel_of(k);
+      const int64_t shared = std::max<int64_t>(then.in[0] - then.out[0] * c_.axis[0].stride, 0);
+      walk->dy_ahead[v] = distance + dy_of(then) - dy_of(unit);
+      walk->x_ahead[v] = distance + x_of(then) - x_of(unit) + (shared - walk->top) * walk->x_row;
+    }
+  }
+
+  // Where the `k`th vector starts, in the tensor or in the tile.
+  int64_t channel_of(int64_t k) const noexcept {
+    return (plan_.packed ? k - first_ : plan_.active_vectors[k]) * plan_.lanes;
+  }
+
+  char* sums_of(int64_t k) const noexcept {
+    return sums_ + (k - first_) * plan_.sums() * plan_.lanes * plan_.scalar;
+  }
+
+  void add() noexcept {
+    for (int64_t k = first_; k < last_; ++k) {
+      plan_.kernels->add_each(partial(k), sums_of(k), plan_.sums());
+    }
+    pending_ = 0;
   }
 
   void plan_rows() noexcept {
@@ -255,6 +280,7 @@ class Task {
 
   const LanesPlan& plan_;
   const Convolution& c_;
+  int64_t task_;
   int64_t block_;
   int64_t first_;  // of the vectors
   int64_t last_;
@@ -266,104 +292,7 @@ class Task {
   int64_t pending_ = 0;
 };
 
-// Positions of x that `out` of dy's meet, at most.
-int64_t extent(const Axis& axis, int64_t out) noexcept {
-  return std::min((out - 1) * axis.stride + (axis.kernel - 1) * axis.dilation + 1, axis.in);
-}
-
 }  // namespace
-
-bool LanesPlan::suits(const Convolution& c) noexcept {
-  return c.dy.channel == 1 && c.x.channel == 1 && c.inputs > 1;
-}
-
-bool LanesPlan::prepare(const Convolution& c, int64_t width) noexcept {
-  start(c, width);
-  kernels = &best_walks(c.dtype);
-  along = Along::of(c.axis[1]);
-  tall = TapChunks::of(c.axis[0], kMaxAcross);
-  wide = TapChunks::of(c.axis[1], along.taps);
-  lanes = kernels->lanes;
-  packed = c.multiplier > 1 || (element == 2 && 2 * width < c.outputs);
-  by_channel = !packed;
-  vectors = divide_up(std::max<int64_t>(packed ? width : c.outputs, 1), lanes);
-  active_count = vectors;
-  chunk = divide_up(vectors, divide_up(vectors * lanes, kChunkChannels));
-  chunks = divide_up(vectors, chunk);
-  pitch = odd_lines(chunk * lanes * element) / element;
-
-  const int64_t position = packed ? pitch * element : lanes * element;
-  const int64_t room = packed ? kTileBytes : kUnitBytes;
-  band[1] = Cut::of(c.axis[1].out, kMaxWalk);
-  const double row = static_cast<double>(extent(c.axis[1], band[1].part) + band[1].part) *
-                     static_cast<double>(position);
-  const int64_t fit = static_cast<int64_t>(static_cast<double>(room) / row);
-  const int64_t reach = extent(c.axis[0], 1);
-  band[0] = Cut::of(c.axis[0].out,
-                    std::max<int64_t>((fit - reach) / std::max<int64_t>(c.axis[0].stride, 1), 2));
-  samples = 1;
-  if (band[0].parts * band[1].parts == 1) {
-    const int64_t rows = std::max(extent(c.axis[0], band[0].part), band[0].part);
-    samples = std::clamp<int64_t>(
-        std::min(fit / std::max<int64_t>(rows, 1), kMaxWalk / band[1].part), 1, c.batch);
-  }
-  units = divide_up(c.batch, samples) * band[0].parts * band[1].parts;
-
-  tile_bytes = round_up(sums() * lanes * scalar, kCacheLine);
-  x_bytes = 0;
-  if (packed) {
-    const double x_positions = static_cast<double>(samples) *
-                               static_cast<double>(extent(c.axis[0], band[0].part)) *
-                               static_cast<double>(extent(c.axis[1], band[1].part));
-    const double dy_positions = static_cast<double>(samples * band[0].part * band[1].part);
-    if ((x_positions + dy_positions) * static_cast<double>(position) > kMaxTileBytes) return false;
-    const int64_t spill = pack::kMaxSpill * element;
-    x_bytes = round_up(static_cast<int64_t>(x_positions) * position + spill, kCacheLine);
-    tile_bytes +=
-        x_bytes + round_up(static_cast<int64_t>(dy_positions) * position + spill, kCacheLine);
-  }
-
-  // Of positions of dy, for which as many of x are read and as many partial sums written.
-  const double read = 2.0 * static_cast<double>(c.batch * c.axis[0].out * c.axis[1].out) *
-                      static_cast<double>(c.outputs * element);
-  const double partial = static_cast<double>(vectors * lanes * sums()) * sizeof(double);
-  const auto worth = static_cast<int64_t>(std::min(read / (partial * kBytesPerPartial), 64.0));
-  blocks = std::max<int64_t>(
-      1, std::min({kMaxTasks / chunks, units, worth, kScratchBytes / tile_bytes}));
-  tasks = blocks * chunks;
-  return true;
-}
-
-void LanesPlan::adopt_count(int64_t active) noexcept {
-  count = active;
-  if (packed) active_count = vectors = divide_up(active, lanes);
-}
-
-int64_t LanesPlan::lists_bytes() const noexcept {
-  const int64_t numbers = round_up((packed ? count : vectors) * sizeof(int32_t), 8);
-  const int64_t all_groups = packed ? 2 * blocks * count * sizeof(pack::Group) : 0;
-  return numbers + all_groups;
-}
-
-void LanesPlan::place_lists(char* memory) noexcept {
-  active_vectors = x_index = reinterpret_cast<int32_t*>(memory);
-  if (packed) {
-    groups = reinterpret_cast<pack::Group*>(memory + round_up(count * sizeof(int32_t), 8));
-    for (int64_t i = 0; i < count; ++i) {
-      x_index[i] = static_cast<int32_t>(index[i] / convolution->multiplier);
-    }
-  } else {
-    active_count = 0;
-    int64_t last = -1;
-    for (int64_t i = 0; i < count; ++i) {
-      if (index[i] / lanes == last) continue;
-      last = index[i] / lanes;
-      active_vectors[active_count++] = static_cast<int32_t>(last);
-    }
-  }
-  chunks = divide_up(active_count, chunk);
-  tasks = blocks * chunks;
-}
 
 void LanesPlan::run(int64_t task, char* tile) const noexcept { Task(*this, task, tile).run(); }
 

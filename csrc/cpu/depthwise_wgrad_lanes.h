@@ -3,13 +3,13 @@
 #pragma once
 
 #include "cpu/depthwise_wgrad.h"
-#include "cpu/depthwise_wgrad_walk.h"
+#include "cpu/depthwise_wgrad_lanes_walk.h"
 #include "cpu/pack_channels.h"
 
 namespace neq::depthwise {
 
 struct LanesPlan : Plan {
-  const WalkKernels* kernels;
+  const LanesKernels* kernels;
   Along along;
   TapChunks tall;  // the taps across rows
   TapChunks wide;  // and along them

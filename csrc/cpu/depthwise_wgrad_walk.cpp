@@ -1,4 +1,5 @@
 #include "depthwise_wgrad_walk.h"
+#include "depthwise_wgrad_lanes_walk.h"
 
 #include <algorithm>
 
@@ -39,6 +40,14 @@ const WalkKernels& best_walks(neq_dtype dtype) noexcept {
   if (neq_cpu_isa() >= NEQ_ISA_AVX2) return avx2_walks(dtype);
 #endif
   return scalar_walks(dtype);
+}
+
+const LanesKernels& best_lanes(neq_dtype dtype) noexcept {
+#if defined(__x86_64__)
+  if (neq_cpu_isa() >= NEQ_ISA_AVX512) return avx512_lanes(dtype);
+  if (neq_cpu_isa() >= NEQ_ISA_AVX2) return avx2_lanes(dtype);
+#endif
+  return scalar_lanes(dtype);
 }
 
 }  // namespace neq::depthwise

@@ -4,8 +4,8 @@
 // vector of dy is loaded once, and every vector of x once per tap across.
 //
 // With vectors along rows (NCHW), a walk goes down the columns and a tap across is a step to the
-// next element. With vectors of channels (channels_last), it goes along rows, and a tap across is
-// the next row.
+// next element: those are the loops here. With vectors of channels (channels_last), it goes along
+// rows, and a tap across is the next row: depthwise_wgrad_lanes_walk.h.
 #pragma once
 
 #include <algorithm>
@@ -80,11 +80,9 @@ struct Walk {
   LaneRange x_lanes[kMaxAcross];
   Readable dy_memory;
   Readable x_memory;
-  // To what is read later, and fetched into the cache meanwhile, from dy's vector and from x's: for
-  // the last tap across, or the last two.
+  // To what is read later, and fetched into the cache meanwhile, from dy's vector and from x's.
   int64_t dy_ahead;
   int64_t x_ahead;
-  bool two_rows_ahead;
 };
 
 // sums[tap][lane] += dy * x, bias[lane] += dy unless it is null, of float (double).
@@ -105,8 +103,6 @@ struct WalkKernels {
   }
   // totals[k] += the sum over all lanes of sums[k]; sums[k] = 0.
   void (*add_lanes)(double* totals, void* sums, int64_t n);
-  // totals[k][lane] += sums[k][lane]; sums[k] = 0.
-  void (*add_each)(double* totals, void* sums, int64_t n);
 };
 
 const WalkKernels& scalar_walks(neq_dtype dtype) noexcept;

@@ -65,7 +65,6 @@ NEQ_LOOP void walk_lines(void* sums, void* bias, const Walk& walk) {
         }
         fetch(image + w.x_ahead);
         if (kStep == 2) fetch(image + w.x_ahead + kNextLine);
-        if (w.two_rows_ahead) fetch(image + w.x_ahead - w.x_across);
         image += w.x_step;
       }
     }
@@ -91,15 +90,6 @@ NEQ_LOOP void add_lanes(double* totals, void* sums, int64_t n) {
   }
 }
 
-template <class V>
-NEQ_LOOP void add_each(double* totals, void* sums, int64_t n) {
-  auto* from = static_cast<typename V::Scalar*>(sums);
-  for (int64_t k = 0; k < n; ++k, from += V::kLanes, totals += V::kLanes) {
-    V::add_to(totals, V::load(from));
-    V::store(from, V::zero());
-  }
-}
-
 template <class E, int kAcross, int kAlong, int kStride>
 constexpr WalkLoops kLoops = {walk_lines<E, kAcross, kAlong, kStride, 1>,
                               walk_lines<E, kAcross, kAlong, kStride, 2>};
@@ -115,8 +105,7 @@ constexpr WalkKernels kWalks = {E::Vectors::kLanes,
                                  {{kLoops<E, 3, 1, 1>, kLoops<E, 3, 1, 1>},
                                   {kLoops<E, 3, 2, 1>, kLoops<E, 3, 2, 2>},
                                   {kLoops<E, 3, 3, 1>, kLoops<E, 3, 3, 2>}}},
-                                add_lanes<typename E::Vectors>,
-                                add_each<typename E::Vectors>};
+                                add_lanes<typename E::Vectors>};
 
 }  // namespace
 }  // namespace neq::depthwise

@@ -37,6 +37,8 @@ inline std::vector<Shape> depthwise_shapes() {
         {1, 4, 4, {9, 9}, {3, 2}, {5, 7}, {1, 1}, {3, 2}, order},  // a stride beyond the kernel
         {1, 1, 1, {1, 1}, {1, 1}, {1, 1}, {0, 0}, {1, 1}, order},
         {2, 300, 300, {3, 2}, {3, 3}, {1, 1}, {1, 1}, {1, 1}, order},  // several chunks of channels
+        {9, 72, 72, {3, 4}, {3, 3}, {1, 1}, {1, 1}, {1, 1}, order},    // an odd number of vectors
+        {2, 40, 40, {13, 20}, {3, 3}, {2, 1}, {1, 1}, {1, 1}, order},  // and of walks
         {3, 20, 20, {33}, {4}, {1}, {3}, {1}, order},                  // sequences
         {1, 2, 4, {2500}, {3}, {2}, {1}, {4}, order},
         {0, 4, 4, {6, 6}, {3, 3}, {1, 1}, {1, 1}, {1, 1}, order},  // an empty batch
