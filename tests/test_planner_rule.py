@@ -67,11 +67,28 @@ def test_channels_last_depthwise_convolutions_pack_nothing(count, propagate):
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_fused_depthwise_convolutions_pay_where_few_are_active(channels_last):
+def test_fused_depthwise_convolutions_pay_however_many_are_active(channels_last):
     fused = replace(DEPTHWISE, fused=True, channels_last=channels_last)
     assert choose(fused) == "packed"
-    assert choose(replace(fused, count=143)) == "dense"
-    assert choose(replace(fused, positions=16)) == "dense"
+    assert choose(replace(fused, count=143)) == "packed"
+    advantages = [planner.rule.advantage(replace(fused, count=n)) for n in (14, 72, 143)]
+    assert advantages == sorted(advantages, reverse=True)
+    assert choose(replace(fused, positions=1, channels_last=True)) == "dense"
+
+
+@pytest.mark.parametrize("propagate", ["all", "active"])
+@pytest.mark.parametrize("geometry", [WIDE, CONV, NARROW, PROJECT])
+def test_what_can_go_direct_does_where_that_pays(geometry, propagate):
+    direct = replace(geometry, direct=True, propagate=propagate)
+    few, most = replace(direct, count=1), replace(direct, count=direct.size - 1)
+    assert choose(few) == "direct"
+    assert planner.rule.advantage(few) > planner.rule.advantage(direct)
+    assert planner.rule.advantage(direct) > planner.rule.advantage(most)
+
+
+def test_small_linear_layers_do_not_pay_for_going_direct():
+    head = Geometry("linear", "cpu", torch.float32, 128, 64, 10, 1, direct=True)
+    assert choose(head) == "dense"
 
 
 def test_two_gradients_save_twice():

@@ -1,7 +1,7 @@
 """The written rule: dense, packed or direct, where nothing was measured.
 
 "packed" gathers the active channels of dY and multiplies only those. "direct" does without: the
-native kernel for convolutions with few active channels. "dense" computes every row and zeroes the
+native kernels for linear layers and convolutions that read active channels where they are. "dense" computes every row and zeroes the
 frozen ones: right where gathering costs more than the rows it saves.
 
 The rule is a cost model in nanoseconds. What packing saves is the arithmetic of the rows left out,
@@ -39,7 +39,8 @@ class Geometry:
         needed: which of dX, dW, db are wanted.
         fused: whether one pass over the input and the output's gradient computes the rows of active
             neurons, without packing: the native kernel for depthwise convolutions.
-        direct: whether there is another such kernel, for few active neurons without groups.
+        direct: whether there is another such kernel, for linear layers and convolutions without
+            groups.
     """
 
     kind: str
@@ -79,24 +80,48 @@ MARGIN, DEPTHWISE_MARGIN = 1.1, 2.5
 
 @dataclass(frozen=True)
 class FusedRates:
-    """Nanoseconds of a thread per position and channel of a 3x3 depthwise weight gradient: dense,
-    and fused for every channel there is and, on top, for every active one."""
+    """Nanoseconds of a thread for a depthwise convolution's gradients on a CPU: dense, per position
+    and channel with a 3x3 kernel, and of a call; fused, for every channel there is and, on top, for
+    every active one, and of a call."""
 
     dense: float
+    dense_call: float
     channel: float
     active: float
+    call: float
 
 
-# A Zen 5 core with AVX-512, float32; bench/depthwise_wgrad.py. channels_last reads every channel.
-FUSED_RATES = {False: FusedRates(1.1, 0.0, 1.2), True: FusedRates(0.8, 0.3, 1.4)}
-FUSED_CALL = 15_000
+# By channels_last, where every channel is read, and propagate; fitted as DIRECT_RATES are.
+FUSED_RATES = {
+    (False, "all"): FusedRates(1.2, 326_000, 0.0, 0.4, 161_000),
+    (False, "active"): FusedRates(2.3, 580_000, 0.13, 2.7, 630_000),
+    (True, "all"): FusedRates(0.55, 215_000, 0.14, 0.12, 139_000),
+    (True, "active"): FusedRates(1.64, 363_000, 0.69, 1.87, 545_000),
+}
 
 
-# FLOPs per nanosecond of a thread, and nanoseconds per element of x, by channels_last: fitted to
-# bench/conv_wgrad.py on a Zen 5 core with AVX-512.
-DIRECT_FLOPS, DIRECT_STAGING, DIRECT_CALL = 150, {False: 0.16, True: 0.09}, 20_000
-# Of the dense one on the same core: torch's convolutions do better than its products of matrices.
-DENSE_FLOPS = 160
+@dataclass(frozen=True)
+class WayRates:
+    """Speeds of one way to a weight gradient on a CPU: FLOPs per nanosecond of a thread, nanoseconds
+    of a thread per number of x, of dY (those read) and of dW, and of a call."""
+
+    flops: float
+    inputs: float
+    outputs: float
+    weights: float
+    call: float
+
+
+# (dense, direct) of linear layers and of convolutions by channels_last: fitted to the layers of
+# bench/train.py's networks, a tenth and a half of them active, on Zen 5 cores with AVX-512,
+# float32 and cold caches; half of the predictions are within 9 %, nine in ten within 26 %.
+DIRECT_RATES = {
+    "linear": (WayRates(111, 0.9, 0.5, 0.5, 53_000), WayRates(154, 0.2, 0.2, 0.3, 91_000)),
+    False: (WayRates(232, 0.4, 0.33, 1.4, 287_000), WayRates(149, 0.13, 0.3, 0.2, 138_000)),
+    True: (WayRates(208, 0.27, 0.1, 1.8, 234_000), WayRates(158, 0.12, 0.2, 0.17, 101_000)),
+}
+# A thread's part of what the autograd Function costs that a dense layer does without.
+FUNCTION = 70_000
 
 
 def ways(geometry: Geometry) -> tuple[str, ...]:
@@ -108,28 +133,33 @@ def choose(geometry: Geometry) -> str:
     """The one of its :func:`ways` for this geometry."""
     if advantage(geometry) <= 1:
         return "dense"
-    return "packed" if _packed_advantage(geometry) >= _direct_advantage(geometry) else "direct"
+    return "direct" if geometry.direct else "packed"
 
 
 def advantage(geometry: Geometry) -> float:
     """What the better of the ways that leave out rows is worth beside the dense one: above 1 it is
     taken; 0: never."""
-    return max(_packed_advantage(geometry), _direct_advantage(geometry))
+    return _direct_advantage(geometry) if geometry.direct else _packed_advantage(geometry)
 
 
 def _direct_advantage(g: Geometry) -> float:
-    if not g.direct or g.propagate == "active":
-        return 0.0
-    threads = torch.get_num_threads()
-    inputs = g.positions * g.fan_in / g.kernel
-    direct = (
-        2 * g.positions * g.fan_in * g.count / DIRECT_FLOPS
-        + inputs * DIRECT_STAGING[g.channels_last]
-        + DIRECT_CALL * threads
+    """Of the direct way, which packing seldom beats, and never by far. That dX of the active
+    channels alone saves about as much again changes little in their proportion."""
+    dense, direct = DIRECT_RATES["linear" if g.kind == "linear" else g.channels_last]
+    read = g.size if g.kind == "linear" or g.channels_last else g.count
+    function = FUNCTION * torch.get_num_threads()
+    sparse = _way_cost(g, direct, g.count, read) + function
+    return _way_cost(g, dense, g.size, g.size) / (MARGIN * sparse)
+
+
+def _way_cost(g: Geometry, rates: WayRates, rows: int, read: int) -> float:
+    return (
+        2 * g.positions * g.fan_in * rows / rates.flops
+        + g.positions * g.fan_in / g.kernel * rates.inputs
+        + g.positions * read * rates.outputs
+        + g.fan_in * g.size * rates.weights
+        + rates.call * torch.get_num_threads()
     )
-    rows = _width(replace(g, count=g.size), depthwise=False)
-    dense = 2 * g.positions * g.fan_in * rows / DENSE_FLOPS
-    return dense / (MARGIN * direct)
 
 
 def _packed_advantage(geometry: Geometry) -> float:
@@ -150,20 +180,11 @@ def _packed_advantage(geometry: Geometry) -> float:
 
 
 def _fused_advantage(g: Geometry) -> float:
-    rates, threads = FUSED_RATES[g.channels_last], torch.get_num_threads()
+    rates, threads = FUSED_RATES[g.channels_last, g.propagate], torch.get_num_threads()
     taps = g.kernel / 9
-    dense = g.positions * g.size * taps * rates.dense
+    dense = g.positions * g.size * taps * rates.dense + rates.dense_call * threads
     fused = g.positions * (g.size * rates.channel + g.count * taps * rates.active)
-    calls = float(FUSED_CALL * threads)
-    if g.propagate == "active":
-        # dX of the active groups as packed: they, too, shrink, but must be gathered and spread.
-        speed = RATES["cpu"]
-        packed = _bytes_moved(g, depthwise=True) / speed.bytes
-        masked = 2 * g.positions * g.size * g.dtype.itemsize / speed.bytes
-        fused += packed + dense * g.count / g.size
-        dense = 2 * dense + masked
-        calls += speed.calls * threads
-    return dense / (MARGIN * fused + calls)
+    return dense / (MARGIN * (fused + (rates.call + FUNCTION) * threads))
 
 
 def _width(g: Geometry, depthwise: bool) -> int:
