@@ -25,7 +25,6 @@ from torch.autograd import Function
 from neq_kernels import ops, planner
 from neq_kernels.active import Lists, check_unchanged, lists
 from neq_kernels.gradients import (
-    ConvGeometry,
     Needed,
     conv_dgrad,
     conv_geometry,
@@ -109,8 +108,7 @@ class ConvFunction(Function):
         rest = (None,) * 6
         if dy is None or ctx.mode == "cut":
             return (None, None, None, *rest)
-        needed = Needed(*ctx.needs_input_grad[:3])
-        geometry = ConvGeometry(*ctx.geometry)
+        needed, geometry = Needed(*ctx.needs_input_grad[:3]), ctx.geometry
         if ctx.mode == "opaque":
             x, weight, index, count = ctx.saved_tensors
             traced = ops.traced_conv_gradients(
@@ -179,7 +177,13 @@ def forward_key(x: Tensor, needed: Sequence[bool]) -> tuple[Any, ...]:
 
 def _channels(ctx: Any) -> Lists:
     check_unchanged(ctx.index, ctx.version)
-    return lists(ctx.index, ctx.count)
+    plan: planner.LayerPlan = ctx.plan
+    if plan.lists is not None:
+        return plan.lists
+    channels = lists(ctx.index, ctx.count)
+    if channels.padded.device.type == "cpu" and not channels.captured:
+        plan.lists = channels
+    return channels
 
 
 def _constant_rows(weight: Tensor | None, channels: Lists, dim: int) -> Tensor | None:

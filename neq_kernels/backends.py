@@ -94,9 +94,22 @@ def _native_conv(operator: str) -> Callable[..., Any]:
     return partial(function, pack=_native_pack, depthwise=_native_depthwise)
 
 
-def _direct_way(operator: str) -> Callable[..., Any]:
-    function = partial(getattr(reference, operator), pack=_native_pack, rows=_native_rows)
-    return partial(function, dgrad=_native_dgrad) if operator.endswith("backward") else function
+def _direct_conv_wgrad(
+    dy: Tensor, x: Tensor, weight: Tensor, lists: Lists, bias: bool, stride: Sequence[int],
+    padding: Sequence[int], dilation: Sequence[int], groups: int,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    size, strides = weight.shape, weight.stride()
+    return _native_rows(dy, x, lists, bias, size, strides, stride, padding, dilation)
+
+
+_DIRECT: dict[str, Callable[..., Any]] = {
+    "linear_wgrad": partial(reference.linear_wgrad, rows=_native_rows),
+    "conv_wgrad": _direct_conv_wgrad,
+    **{
+        operator: partial(getattr(reference, operator), rows=_native_rows, dgrad=_native_dgrad)
+        for operator in ("linear_backward", "conv_backward")
+    },
+}
 
 
 def _native_moments(a: Tensor, b: Tensor, dim: int, per_sample: bool) -> Tensor:
@@ -168,10 +181,6 @@ def _table() -> dict[tuple[str, str], Callable[..., Any]]:
 
 
 TABLE = _table()
-_DIRECT = {
-    operator: _direct_way(operator)
-    for operator in ("linear_wgrad", "linear_backward", "conv_wgrad", "conv_backward")
-}
 
 
 class use:  # noqa: N801, reads as a verb
@@ -236,7 +245,7 @@ def direct(
         able = device == "cpu" and spatial <= 2 and why_not("native", device, dtype) is None
         able = able and resolve(*key)[0] == "native"
         _direct[key] = _DIRECT[operator] if able else None
-    return _direct[key] if prod(stride) <= MOST_STEPS else None
+    return _direct[key] if not stride or prod(stride) <= MOST_STEPS else None
 
 
 def _refusal(

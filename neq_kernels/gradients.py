@@ -91,6 +91,7 @@ def conv_gradients(
     """
     if path != "dense" and needed.dw:
         arguments = (dy, x, weight, channels, needed.db, *geometry)
+        path = path if geometry.groups == 1 else "packed"
         if propagate == "active" and needed.dx:
             dx, dw, db = _backend("conv_backward", dy, path, dy.dim() - 2)(*arguments)
         else:

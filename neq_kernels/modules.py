@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from neq_kernels.autograd import ConvFunction, LinearFunction, conv1d_forward
+from neq_kernels.gradients import ConvGeometry
 from neq_kernels.layer import NEqLayer
 
 
@@ -62,7 +63,7 @@ class _NEqConvNd(NEqLayer, nn.modules.conv._ConvNd):
         if not batched:
             x = x.unsqueeze(0)
         x, padding = self._pad(x)
-        geometry = (self.stride, padding, self.dilation, self.groups)
+        geometry = ConvGeometry(self.stride, padding, self.dilation, self.groups)
         plan = None if mode == "opaque" else self._plan
         y: Tensor = ConvFunction.apply(
             x, weight, bias, self._index, self._count, geometry, self.propagate, mode, plan

@@ -49,7 +49,7 @@ class LayerPlan:
         why: "measured", "measuring" or "rule".
         settled: decisions by what the caller can tell a geometry from.
         dense: what a forward can tell beforehand that its backward will be dense.
-        zeroing: the caller's, for the set of now.
+        zeroing, lists: the caller's, for the set of now.
         shapes: what this layer has measured, whatever its set was.
     """
 
@@ -58,10 +58,11 @@ class LayerPlan:
     settled: dict[Key, Settled] = field(default_factory=dict)
     dense: set[Key] = field(default_factory=set)
     zeroing: Any = None
+    lists: Any = None
     shapes: set[str] = field(default_factory=set)
 
     def __reduce__(self) -> tuple[type[LayerPlan], tuple[()]]:
-        # Zeroing holds the layer's lists: a copy of the layer makes its own.
+        # These hold the layer's lists: a copy of the layer makes its own.
         return LayerPlan, ()
 
     def forget(self) -> None:
@@ -69,7 +70,7 @@ class LayerPlan:
         self.path, self.why = None, ""
         self.settled.clear()
         self.dense.clear()
-        self.zeroing = None
+        self.zeroing = self.lists = None
 
 
 class Plan:

@@ -1,8 +1,9 @@
 """The written rule: dense, packed or direct, where nothing was measured.
 
 "packed" gathers the active channels of dY and multiplies only those. "direct" does without: the
-native kernels for linear layers and convolutions that read active channels where they are. "dense" computes every row and zeroes the
-frozen ones: right where gathering costs more than the rows it saves.
+native kernels for linear layers and convolutions that read active channels where they are. "dense"
+computes every row and zeroes the frozen ones: right where leaving them out costs more than it
+saves.
 
 The rule is a cost model in nanoseconds. What packing saves is the arithmetic of the rows left out,
 in whole blocks of channels, and the zeroing of those rows. What it costs is the bytes it moves (dY
@@ -12,7 +13,7 @@ where it saves clearly more than it costs.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -102,8 +103,8 @@ FUSED_RATES = {
 
 @dataclass(frozen=True)
 class WayRates:
-    """Speeds of one way to a weight gradient on a CPU: FLOPs per nanosecond of a thread, nanoseconds
-    of a thread per number of x, of dY (those read) and of dW, and of a call."""
+    """Speeds of one way to a weight gradient on a CPU: FLOPs per nanosecond of a thread, and its
+    nanoseconds per number of x, of dY (those read) and of dW, and of a call."""
 
     flops: float
     inputs: float
