@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from bench import (
     channel_moments,
     compact,
+    conv_dgrad,
     conv_wgrad,
     depthwise_wgrad,
     layers,
@@ -35,6 +36,7 @@ SUITE: tuple[tuple[Main, bool, tuple[str, ...]], ...] = (
     (pack_channels.main, True, ("--quick", "--seconds", "0.1")),
     (depthwise_wgrad.main, True, ("--quick", "--seconds", "0.1")),
     (conv_wgrad.main, False, ("--quick", "--seconds", "0.1")),
+    (conv_dgrad.main, False, ("--quick", "--seconds", "0.1")),
     (channel_moments.main, True, ("--quick", "--seconds", "0.1")),
     (compact.main, True, ("--seconds", "0.05")),
     (layers.main, True, ("--quick", "--seconds", "0.1")),

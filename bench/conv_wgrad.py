@@ -1,16 +1,15 @@
 """The weight gradient of a convolution on a CPU, every way there is: python -m bench.conv_wgrad
 
 "aten" computes all rows; "packed" packs the active channels of dY and has aten compute theirs;
-"aten, packed" is aten's part of that alone; "direct" is the native kernel for few active channels.
+"aten, packed" is aten's part of that alone; "direct" is the native kernel, which packs nothing.
 The ceiling is the active share of aten's time.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -77,74 +76,113 @@ SHAPES = (
 QUICK = 3
 
 
-def _aten(shape: Shape, sets: list[tuple[Tensor, Tensor]], weight: Tensor, i: int) -> None:
-    x, dy = sets[i]
-    reference.conv_gradients(dy, x, weight, shape.window, 1, (False, True))
+@dataclass(frozen=True)
+class Problem:
+    """A convolution with some channels active, its inputs in as many copies as keep them cold.
+
+    Attributes:
+        sets: of (x, dy).
+        packed: the same, dy of as many channels as packing makes.
+        kept: as many rows of ``weight``.
+    """
+
+    shape: Shape
+    layout: torch.memory_format
+    sets: list[tuple[Tensor, Tensor]]
+    packed: list[tuple[Tensor, Tensor]]
+    weight: Tensor
+    kept: Tensor
+    channels: Lists
+
+    @classmethod
+    def make(
+        cls, shape: Shape, dtype: torch.dtype, layout: torch.memory_format, share: float
+    ) -> Problem:
+        first = shape.make(dtype, layout)
+        sets = [first]
+        sets += [
+            (first[0].clone(), first[1].clone())
+            for _ in range(input_sets(sum(t.nbytes for t in first)) - 1)
+        ]
+        count = max(1, round(share * shape.outputs))
+        padded = torch.full((shape.outputs,), -1, dtype=torch.int32)
+        padded[:count] = torch.randperm(shape.outputs)[:count].sort().values
+        sizes = shape.inputs, shape.kernel, shape.kernel
+        weight = torch.randn(shape.outputs, *sizes).to(dtype).contiguous(memory_format=layout)
+        width = min(-(-count // reference.BLOCK) * reference.BLOCK, shape.outputs)
+        kept = weight[:width].contiguous(memory_format=layout)
+        packed = [(x, dy[:, :width].contiguous(memory_format=layout)) for x, dy in sets]
+        return cls(shape, layout, sets, packed, weight, kept, lists(padded, torch.tensor(count)))
+
+    def aten(
+        self, sets: Sequence[tuple[Tensor, Tensor]], weight: Tensor, needed: tuple[bool, bool]
+    ) -> Callable[[int], object]:
+        """torch's gradients (dX, dW), which of them are ``needed``."""
+
+        def run(i: int) -> None:
+            x, dy = sets[i]
+            reference.conv_gradients(dy, x, weight, self.shape.window, 1, needed)
+
+        return run
+
+    def measure(
+        self, operator: str, ways: Mapping[str, Callable[[int], object]], seconds: float
+    ) -> list[Row]:
+        """A row per way, all in one interleaved run."""
+        sets, channels = len(self.sets), self.channels
+        timings = interleave(apart(ways, sets), sets=sets, seconds=seconds)
+        dense = timings["aten"].median
+        part = channels.count / channels.size
+        flops = 2 * self.shape.batch * self.shape.side**2 * self.weight.numel()
+        return [
+            Row(
+                operator=operator, geometry=str(self.shape),
+                dtype=str(self.weight.dtype).split(".")[1],
+                layout="channels_last" if self.layout == torch.channels_last else "nchw",
+                active=1.0 if name == "aten" else part, provider=name, dense_ms=dense,
+                ms=timing.median, p20=timing.p20, p80=timing.p80, speedup=dense / timing.median,
+                ceiling_ms=None if name == "aten" else dense * part,
+                ceiling_share=None if name == "aten" else dense * part / timing.median,
+                path=native.cpu_isa() if name == "direct" else "",
+                tflop_s=(flops if name == "aten" else flops * part) / timing.median / 1e9,
+            )
+            for name, timing in timings.items()
+        ]  # fmt: skip
 
 
-def _rows(
-    way: Callable[..., object],
-    shape: Shape,
-    sets: list[tuple[Tensor, Tensor]],
-    weight: Tensor,
-    channels: Lists,
-    i: int,
-) -> None:
-    x, dy = sets[i]
-    way(dy, x, weight, channels, False, *shape.window, 1)
+def ways(problem: Problem) -> dict[str, Callable[[int], object]]:
+    """Every way to the weight gradient."""
+    kind = "cpu", problem.weight.dtype, 2
+    packed = backends.resolve("conv_wgrad", *kind)[1]
+    direct = backends.direct("conv_wgrad", *kind)
 
+    def by(way: Callable[..., object]) -> Callable[[int], object]:
+        def run(i: int) -> None:
+            x, dy = problem.sets[i]
+            way(dy, x, problem.weight, problem.channels, False, *problem.shape.window, 1)
 
-def measure(
-    shape: Shape, dtype: torch.dtype, layout: torch.memory_format, share: float, seconds: float
-) -> list[Row]:
-    """A row per provider, all in one interleaved run."""
-    first = shape.make(dtype, layout)
-    sets = [first]
-    sets += [
-        (first[0].clone(), first[1].clone())
-        for _ in range(input_sets(sum(t.nbytes for t in first)) - 1)
-    ]
-    count = max(1, round(share * shape.outputs))
-    index = torch.randperm(shape.outputs)[:count].sort().values.int()
-    padded = torch.full((shape.outputs,), -1, dtype=torch.int32)
-    padded[:count] = index
-    channels = lists(padded, torch.tensor(count))
-    sizes = shape.inputs, shape.kernel, shape.kernel
-    weight = torch.randn(shape.outputs, *sizes).to(dtype).contiguous(memory_format=layout)
-    width = min(-(-count // reference.BLOCK) * reference.BLOCK, shape.outputs)
-    kept = weight[:width].contiguous(memory_format=layout)
-    packed = [(x, dy[:, :width].contiguous(memory_format=layout)) for x, dy in sets]
-    kind = "cpu", dtype, 2
-    ways: dict[str, Callable[[int], object]] = {
-        "aten": partial(_aten, shape, sets, weight),
-        "aten, packed": partial(_aten, shape, packed, kept),
+        return run
+
+    return {
+        "aten": problem.aten(problem.sets, problem.weight, (False, True)),
+        "aten, packed": problem.aten(problem.packed, problem.kept, (False, True)),
+        "packed": by(packed),
+        "direct": by(direct),
     }
-    for name, way in (
-        ("packed", backends.resolve("conv_wgrad", *kind)[1]),
-        ("direct", backends.direct("conv_wgrad", *kind)),
-    ):
-        ways[name] = partial(_rows, way, shape, sets, weight, channels)
-    timings = interleave(apart(ways, len(sets)), sets=len(sets), seconds=seconds)
-    dense = timings["aten"].median
-    part = count / shape.outputs
-    flops = 2 * shape.batch * shape.side**2 * weight.numel() * part
-    return [
-        Row(
-            operator="conv_wgrad", geometry=str(shape), dtype=str(dtype).split(".")[1],
-            layout="channels_last" if layout == torch.channels_last else "nchw",
-            active=1.0 if name == "aten" else part, provider=name, dense_ms=dense,
-            ms=timing.median, p20=timing.p20, p80=timing.p80, speedup=dense / timing.median,
-            ceiling_ms=None if name == "aten" else dense * part,
-            ceiling_share=None if name == "aten" else dense * part / timing.median,
-            path=native.cpu_isa() if name == "direct" else "",
-            tflop_s=(flops / part if name == "aten" else flops) / timing.median / 1e9,
-        )
-        for name, timing in timings.items()
-    ]  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    run("conv_wgrad", ways, __doc__, argv)
+
+
+def run(
+    operator: str,
+    ways: Callable[[Problem], Mapping[str, Callable[[int], object]]],
+    about: str | None,
+    argv: Sequence[str] | None,
+) -> None:
+    """Measure and write the rows of ``operator``, with the options of the command line."""
+    parser = argparse.ArgumentParser(description=(about or "").split("\n\n")[0])
     parser.add_argument("--quick", action="store_true", help="ResNet-32's at a tenth active only")
     parser.add_argument("--seconds", type=float, default=0.5, help="per shape, layout and share")
     parser.add_argument("--threads", type=int, help="torch's, by default as many as it likes")
@@ -158,18 +196,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not native.available():
         raise SystemExit(native.why_not())
     dtype = getattr(torch, arguments.dtype)
-    shape = SHAPES[0]
-    sets = [shape.make(dtype, torch.contiguous_format)]
-    weight = torch.randn(shape.outputs, shape.inputs, shape.kernel, shape.kernel).to(dtype)
-    print(noise_verdict(noise(Provider(lambda i: _aten(shape, sets, weight, 0)))))
+    first = Problem.make(SHAPES[0], dtype, torch.contiguous_format, 1.0)
+    print(noise_verdict(noise(Provider(ways(first)["aten"]))))
     rows = []
     for shape in tqdm(SHAPES[:QUICK] if arguments.quick else SHAPES, disable=None):
         for layout in (torch.contiguous_format, torch.channels_last):
             for share in SHARES[-1:] if arguments.quick else SHARES:
-                measured = measure(shape, dtype, layout, share, arguments.seconds)
+                problem = Problem.make(shape, dtype, layout, share)
+                measured = problem.measure(operator, ways(problem), arguments.seconds)
                 tqdm.write(table(measured) + "\n")
                 rows += measured
-    path = arguments.output or results_path("conv_wgrad")
+    path = arguments.output or results_path(operator)
     write_csv(path, rows)
     print(f"Written: {path}")
 
