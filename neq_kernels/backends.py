@@ -105,6 +105,7 @@ def _direct_conv_wgrad(
 _DIRECT: dict[str, Callable[..., Any]] = {
     "linear_wgrad": partial(reference.linear_wgrad, rows=_native_rows),
     "conv_wgrad": _direct_conv_wgrad,
+    "conv_dgrad": _native_dgrad,
     **{
         operator: partial(getattr(reference, operator), rows=_native_rows, dgrad=_native_dgrad)
         for operator in ("linear_backward", "conv_backward")
@@ -237,13 +238,13 @@ def resolve(
 def direct(
     operator: str, device: str, dtype: torch.dtype, spatial: int = 0, stride: Sequence[int] = ()
 ) -> Callable[..., Any] | None:
-    """linear_wgrad, linear_backward, conv_wgrad or conv_backward by a kernel that reads dY's active
-    channels where they are, for linear layers and convolutions without groups; None where there is
-    none."""
+    """linear_wgrad, linear_backward, conv_wgrad, conv_dgrad or conv_backward by a kernel that reads
+    dY's active channels where they are, for linear layers and convolutions without groups; None
+    where there is none."""
     key = (operator, device, dtype, spatial)
     if key not in _direct:
         able = device == "cpu" and spatial <= 2 and why_not("native", device, dtype) is None
-        able = able and resolve(*key)[0] == "native"
+        able = able and resolve("conv_backward", device, dtype, spatial)[0] == "native"
         _direct[key] = _DIRECT[operator] if able else None
     return _direct[key] if not stride or prod(stride) <= MOST_STEPS else None
 

@@ -7,12 +7,13 @@ Eager autograd comes here directly; compiled graphs come through the registered 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from neq_kernels import backends, planner, reference
+from neq_kernels import backends, planner, reference, reference_conv
 from neq_kernels.active import Lists
 
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
@@ -57,7 +58,7 @@ def linear_gradients(
             backward = _backend("linear_backward", dy, path)
             dx, dw, db = backward(dy, x, weight, channels, needed.db, columns)
         else:
-            dx = linear_dgrad(dy, weight, columns) if needed.dx else None
+            dx = _linear_dgrad_of_all(dy, weight, columns, path) if needed.dx else None
             dw, db = _backend("linear_wgrad", dy, path)(dy, x, channels, needed.db, columns)
         return dx, dw, db if needed.db else None
     if propagate == "active" and needed.dx:
@@ -95,9 +96,7 @@ def conv_gradients(
         if propagate == "active" and needed.dx:
             dx, dw, db = _backend("conv_backward", dy, path, dy.dim() - 2)(*arguments)
         else:
-            dx = (
-                _conv(dy, x, weight, geometry, Needed(True, False, False))[0] if needed.dx else None
-            )
+            dx = conv_dgrad(dy, x, weight, geometry) if needed.dx else None
             dw, db = _backend("conv_wgrad", dy, path, dy.dim() - 2)(*arguments)
         return dx, dw, db if needed.db else None
     if propagate == "active" and needed.dx:
@@ -173,7 +172,21 @@ def _conv(
     return dx, dw, db
 
 
+def _linear_dgrad_of_all(dy: Tensor, weight: Tensor | None, columns: bool, path: str) -> Tensor:
+    native = backends.direct("conv_dgrad", dy.device.type, dy.dtype)
+    if path != "direct+dx" or native is None:
+        return linear_dgrad(dy, weight, columns)
+    assert weight is not None
+    every = _every_channel(dy.shape[-1])
+    return reference_conv.linear_dgrad_as_conv(native, dy, weight, every, columns)
+
+
+@lru_cache(maxsize=1024)
+def _every_channel(size: int) -> Lists:
+    return Lists(torch.arange(size, dtype=torch.int32, device="cpu"), size)
+
+
 def _backend(operator: str, dy: Tensor, path: str, spatial: int = 0) -> Any:
     kind = dy.device.type, dy.dtype, spatial
-    direct = backends.direct(operator, *kind) if path == "direct" else None
+    direct = backends.direct(operator, *kind) if path.startswith("direct") else None
     return direct or backends.resolve(operator, *kind)[1]

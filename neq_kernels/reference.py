@@ -13,7 +13,11 @@ import torch
 from torch import Tensor
 
 from neq_kernels.active import Lists, Regrouped
-from neq_kernels.reference_conv import conv_dgrad  # noqa: F401, part of it
+from neq_kernels.reference_conv import (
+    conv_dgrad,  # noqa: F401, part of it
+    in_channels_last,
+    linear_dgrad_as_conv,
+)
 from neq_kernels.reference_rows import row_adamw, row_sgd  # noqa: F401, also part of it
 
 BLOCK = 8
@@ -136,11 +140,7 @@ def linear_backward(
     """Both gradients from the active channels alone: ``dX = dy[:, index] @ W[index]``, and
     :func:`linear_wgrad`, from one packing of ``dy``."""
     if rows and dgrad:
-        matrix = (weight.t() if columns else weight)[:, :, None, None]
-        tokens = as_rows(dy).t()[None, :, None]
-        window = (1, 1), (0, 0), (1, 1)
-        dx = dgrad(tokens, matrix, lists, tokens.shape[2:], *window, True)
-        dx = dx.permute(0, 2, 3, 1).reshape(x.shape)
+        dx = linear_dgrad_as_conv(dgrad, dy, weight, lists, columns)
         return dx, *linear_wgrad(dy, x, lists, bias, columns, rows=rows)
     width = _whole_blocks(lists)
     index = lists.padded[:width]
@@ -229,8 +229,7 @@ def conv_backward(
     those of a dense backward whose ``dy`` is zero in the frozen channels."""
     geometry = (stride, padding, dilation)
     if rows and dgrad and groups == 1:
-        last = x.dim() == 4 and x.stride(1) == 1 and x.stride(3) >= x.shape[1]
-        dx = dgrad(dy, weight, lists, x.shape[2:], *geometry, last)
+        dx = dgrad(dy, weight, lists, x.shape[2:], *geometry, in_channels_last(x))
         return dx, *conv_wgrad(dy, x, weight, lists, bias, *geometry, groups, rows=rows)
     if depthwise and is_depthwise(weight, groups):
         dw, db = depthwise(dy, x, weight, lists, bias, *geometry)

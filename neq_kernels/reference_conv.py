@@ -1,8 +1,9 @@
-"""The input gradient of a convolution in plain torch; part of :mod:`neq_kernels.reference`."""
+"""The input gradient of a convolution in plain torch, and linear layers seen as convolutions; part
+of :mod:`neq_kernels.reference`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -40,3 +41,22 @@ def conv_dgrad(
         [True, False, False],
     )  # fmt: skip
     return dx.copy_(found)
+
+
+def in_channels_last(x: Tensor) -> bool:
+    """Whether torch's gradient of this input of a convolution is in channels_last."""
+    return x.dim() == 4 and x.stride(1) == 1 and x.stride(3) >= x.shape[1]
+
+
+def linear_dgrad_as_conv(
+    dgrad: Callable[..., Tensor], dy: Tensor, weight: Tensor, lists: Lists, columns: bool
+) -> Tensor:
+    """``dX = dy[..., index] @ W[index]`` by what computes :func:`conv_dgrad`: a linear layer is a
+    convolution along its tokens, with a window of one and its channels side by side.
+
+    Shapes: dy ``[..., O]``, weight ``[O, I]`` (``[I, O]`` when ``columns``); dX ``[..., I]``.
+    """
+    matrix = (weight.t() if columns else weight)[:, :, None, None]
+    tokens = dy.reshape(-1, dy.shape[-1]).t()[None, :, None]
+    dx = dgrad(tokens, matrix, lists, tokens.shape[2:], (1, 1), (0, 0), (1, 1), True)
+    return dx.permute(0, 2, 3, 1).reshape(*dy.shape[:-1], matrix.shape[1])

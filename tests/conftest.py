@@ -66,10 +66,18 @@ def isa(request):
 
 
 @pytest.fixture(params=["packed", "direct", "dense"])
-def path(request, monkeypatch):
+def path(request, force_path):
     """Each path in turn, whatever the planner would choose."""
-    monkeypatch.setattr(rule, "choose", lambda geometry: request.param)
-    return request.param
+    return force_path(request.param)
+
+
+@pytest.fixture
+def force_path(monkeypatch):
+    def force(path):
+        monkeypatch.setattr(rule, "choose", lambda geometry: path)
+        return path
+
+    return force
 
 
 @pytest.fixture

@@ -33,6 +33,12 @@ TOKENS = by_name(LINEAR, "tokens")
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
+@pytest.fixture(params=["packed", "direct", "direct+dx", "dense"])
+def path(request, force_path):
+    """One way more than other layers have."""
+    return force_path(request.param)
+
+
 def check(case, index, propagate="all", dtype=torch.float32, x=None, dy=None):
     skip_unserved(dtype)
     plain = case.layer(dtype)

@@ -32,7 +32,7 @@ def measuring(monkeypatch, tmp_path):
 @pytest.fixture
 def times(monkeypatch):
     """Milliseconds by path, instead of the clock's."""
-    times = {"dense": 2.0, "packed": 1.0, "direct": 3.0}
+    times = {"dense": 2.0, "packed": 1.0, "direct": 3.0, "direct+dx": 3.5}
 
     def stop(clock):
         clock._report(times[clock.path])

@@ -118,3 +118,14 @@ def test_a_device_never_reads_the_groups_on_the_host():
 def test_a_device_without_rates_is_treated_as_a_cpu():
     assert choose(replace(WIDE, device="xpu")) == choose(WIDE)
     assert set(planner.RATES) == {"cpu", "cuda"}
+
+
+def test_only_a_linear_layers_dx_of_all_channels_may_go_direct():
+    linear = replace(WIDE, direct=True)
+    assert planner.ways(linear) == ("dense", "packed", "direct", "direct+dx")
+    others = [
+        replace(linear, needed=(False, True, True)),
+        replace(linear, propagate="active"),
+        replace(CONV, direct=True),
+    ]
+    assert {planner.ways(geometry) for geometry in others} == {("dense", "packed", "direct")}

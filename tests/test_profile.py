@@ -50,7 +50,14 @@ def clean_plan(monkeypatch, tmp_path):
 @pytest.fixture
 def times(monkeypatch):
     """Milliseconds by way, instead of the clock's; each way still runs once."""
-    times = {"plain": 4.0, "dgrad": 2.5, "dense": 4.5, "packed": 3.0, "direct": 3.5}
+    times = {
+        "plain": 4.0,
+        "dgrad": 2.5,
+        "dense": 4.5,
+        "packed": 3.0,
+        "direct": 3.5,
+        "direct+dx": 3.6,
+    }
 
     def interleave(ways, seconds, device, clock):
         for way in ways.values():
@@ -191,7 +198,7 @@ def test_a_real_measurement(model):
     for row in found.layers:
         assert 0 < row.ours_ms < 1e4
         assert 0 <= row.dgrad_ms <= row.dense_ms
-        assert set(row.path.split(" and ")) <= {"packed", "direct", "dense"}
+        assert set(row.path.split(" and ")) <= {"packed", "direct", "direct+dx", "dense"}
     assert found.forward_ms > 0
     assert found.backward_ms > 0
 

@@ -118,8 +118,9 @@ class Plan:
         if any(path == "dense" and count <= here for count, path in counts.items()):
             return "dense"
         sparser = {path for count, path in counts.items() if count >= here}
-        if "direct" in sparser:
-            return "direct"
+        for path in ("direct+dx", "direct"):
+            if path in sparser:
+                return path
         return "packed" if sparser == {"packed"} and not geometry.direct else None
 
     def decide(self, geometry: Geometry, path: str) -> None:

@@ -1,9 +1,11 @@
 """The written rule: dense, packed or direct, where nothing was measured.
 
 "packed" gathers the active channels of dY and multiplies only those. "direct" does without: the
-native kernels for linear layers and convolutions that read active channels where they are. "dense"
-computes every row and zeroes the frozen ones: right where leaving them out costs more than it
-saves.
+native kernels for linear layers and convolutions that read active channels where they are;
+"direct+dx" has such a kernel compute a linear layer's dX, too, of all channels, where "direct"
+leaves it to torch.
+"dense" computes every row and zeroes the frozen ones: right where leaving them out costs more than
+it saves.
 
 The rule is a cost model in nanoseconds. What packing saves is the arithmetic of the rows left out,
 in whole blocks of channels, and the zeroing of those rows. What it costs is the bytes it moves (dY
@@ -127,7 +129,12 @@ FUNCTION = 70_000
 
 def ways(geometry: Geometry) -> tuple[str, ...]:
     """How this geometry's backward may be computed."""
-    return ("dense", "packed", "direct") if geometry.direct else ("dense", "packed")
+    if not geometry.direct:
+        return "dense", "packed"
+    # torch's convolutions compute dX of all channels as fast; of the active ones alone it is the
+    # direct way's own.
+    all_of_dx = geometry.kind == "linear" and geometry.propagate == "all" and geometry.needed[0]
+    return ("dense", "packed", "direct", *(["direct+dx"] if all_of_dx else []))
 
 
 def choose(geometry: Geometry) -> str:

@@ -20,8 +20,8 @@ class LayerTime:
         active: the share asked for; ``count`` of ``size`` neurons.
         dense_ms: plain torch, all gradients.
         dgrad_ms: the same without the weight's and the bias's.
-        ours_ms: by the fastest way, which is ``path``: "packed", "direct", "dense" (and then
-            zeroed), or "plain" where all are active.
+        ours_ms: by the fastest way, which is ``path``: "packed", "direct", "direct+dx", "dense"
+            (and then zeroed), or "plain" where all are active.
         ceiling_ms: if every active row cost exactly its share.
     """
 
