@@ -32,7 +32,7 @@ SIZES = "1.25^"
 # Candidates are timed within an autograd Function, which a layer settled on "dense" leaves for
 # hooks on torch's own backward. What that spares, forward included and with the caches that a
 # network leaves cold, the others are charged; in milliseconds.
-FUNCTION_MS = 0.07
+FUNCTION_MS = 0.1
 # And this share of their time: where a few turns tell hardly anything apart, dense is the safe way.
 MARGIN = 0.05
 SAVE_EVERY = 60.0

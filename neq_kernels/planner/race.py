@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from statistics import median
 
 # Timed turns per candidate: enough to tell, and when to stop telling apart what is alike.
-ENOUGH, MOST = 3, 8
+ENOUGH, MOST = 4, 8
 # A candidate this much slower than another's median at its best is given no further turn.
 HOPELESS = 1.5
 
