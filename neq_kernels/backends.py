@@ -244,7 +244,8 @@ def direct(
     key = (operator, device, dtype, spatial)
     if key not in _direct:
         able = device == "cpu" and spatial <= 2 and why_not("native", device, dtype) is None
-        able = able and resolve("conv_backward", device, dtype, spatial)[0] == "native"
+        whole = "conv_backward" if operator == "conv_dgrad" else operator
+        able = able and resolve(whole, device, dtype, spatial)[0] == "native"
         _direct[key] = _DIRECT[operator] if able else None
     return _direct[key] if not stride or prod(stride) <= MOST_STEPS else None
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from neq_kernels.active import Lists, Regrouped
 from neq_kernels.reference_conv import (
+    as_positions,
     conv_dgrad,  # noqa: F401, part of it
     in_channels_last,
     linear_dgrad_as_conv,
@@ -117,8 +118,8 @@ def linear_wgrad(
         # A convolution along the tokens whose channels lie side by side.
         size = (dy.shape[-1], x.shape[-1], 1)
         strides = (1, size[0], 1) if columns else (size[1], 1, 1)
-        tokens = (as_rows(t).t().unsqueeze(0) for t in (dy, x))
-        dw, sums = rows(*tokens, lists, bias, size, strides, (1,), (0,), (1,))
+        window = (1,), (0,), (1,)
+        dw, sums = rows(*as_positions(dy, x), lists, bias, size, strides, *window)
         dw = dw.squeeze(2)
         return dw.t() if columns else dw, sums
     width = _whole_blocks(lists)

@@ -48,6 +48,14 @@ def in_channels_last(x: Tensor) -> bool:
     return x.dim() == 4 and x.stride(1) == 1 and x.stride(3) >= x.shape[1]
 
 
+def as_positions(*tensors: Tensor) -> list[Tensor]:
+    """Each ``[..., C]`` as ``[N, C, positions]``, the channels side by side; copied only where more
+    than two dimensions of tokens have strides that do not join."""
+    if tensors[0].dim() == 3 and not all(tensor.is_contiguous() for tensor in tensors):
+        return [tensor.transpose(1, 2) for tensor in tensors]
+    return [tensor.reshape(-1, tensor.shape[-1]).t().unsqueeze(0) for tensor in tensors]
+
+
 def linear_dgrad_as_conv(
     dgrad: Callable[..., Tensor], dy: Tensor, weight: Tensor, lists: Lists, columns: bool
 ) -> Tensor:
@@ -57,6 +65,6 @@ def linear_dgrad_as_conv(
     Shapes: dy ``[..., O]``, weight ``[O, I]`` (``[I, O]`` when ``columns``); dX ``[..., I]``.
     """
     matrix = (weight.t() if columns else weight)[:, :, None, None]
-    tokens = dy.reshape(-1, dy.shape[-1]).t()[None, :, None]
+    tokens = as_positions(dy)[0].unsqueeze(2)
     dx = dgrad(tokens, matrix, lists, tokens.shape[2:], (1, 1), (0, 0), (1, 1), True)
     return dx.permute(0, 2, 3, 1).reshape(*dy.shape[:-1], matrix.shape[1])
