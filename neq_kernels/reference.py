@@ -171,7 +171,6 @@ def conv_wgrad(
     groups: int,
     pack: Pack = pack_channels,
     depthwise: Depthwise | None = None,
-    rows: Rows | None = None,
 ) -> tuple[Tensor, Tensor]:
     """``dW[index[i], c, r] = sum over n, p of dy[n, index[i], p] * x[n, c, p*stride + r*dilation
     - padding]`` in 1 to 3 spatial dimensions, and the same rows of the bias gradient.
@@ -181,8 +180,6 @@ def conv_wgrad(
     geometry = (stride, padding, dilation)
     if depthwise and is_depthwise(weight, groups):
         return depthwise(dy, x, weight, lists, bias, *geometry)
-    if rows and groups == 1:
-        return rows(dy, x, lists, bias, weight.shape, weight.stride(), *geometry)
     _, dw, db = _conv(dy, x, weight, lists, bias, geometry, groups, pack, (False, True))
     return dw, db
 
@@ -231,7 +228,7 @@ def conv_backward(
     geometry = (stride, padding, dilation)
     if rows and dgrad and groups == 1:
         dx = dgrad(dy, weight, lists, x.shape[2:], *geometry, in_channels_last(x))
-        return dx, *conv_wgrad(dy, x, weight, lists, bias, *geometry, groups, rows=rows)
+        return dx, *rows(dy, x, lists, bias, weight.shape, weight.stride(), *geometry)
     if depthwise and is_depthwise(weight, groups):
         dw, db = depthwise(dy, x, weight, lists, bias, *geometry)
         needed = (True, False)

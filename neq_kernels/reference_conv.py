@@ -34,8 +34,7 @@ def conv_dgrad(
     dx = dy.new_empty((dy.shape[0], weight.shape[1], *size)).to(memory_format=memory_format)
     if not lists.count:
         return dx.zero_()
-    active = lists.index[: lists.count]
-    packed, rows = dy.index_select(1, active), weight.index_select(0, active)
+    packed, rows = dy.index_select(1, lists.index), weight.index_select(0, lists.index)
     found, _, _ = torch.ops.aten.convolution_backward(
         packed, dx, rows, None, stride, padding, dilation, False, [0] * len(stride), 1,
         [True, False, False],

@@ -29,10 +29,9 @@ MOST_SHAPES = 4
 # What is decided holds for sizes so many factors of 1.25 away, where nothing was measured.
 NEAR = 6
 SIZES = "1.25^"
-# Candidates are timed within an autograd Function, which a layer settled on "dense" leaves for
-# hooks on torch's own backward. What that spares, forward included and with the caches that a
-# network leaves cold, the others are charged; in milliseconds.
-FUNCTION_MS = 0.1
+# Candidates are timed within an autograd Function, which a layer settled on "dense" leaves: the
+# others are charged what that spares.
+FUNCTION_MS = rule.FUNCTION / 1e6
 # And this share of their time: where a few turns tell hardly anything apart, dense is the safe way.
 MARGIN = 0.05
 SAVE_EVERY = 60.0

@@ -23,12 +23,15 @@ std::vector<Shape> shapes() {
   for (const Order order : {kPlanes, kLast, kMixed}) {
     const std::vector<Shape> all = {
         {5, 7, 9, {8, 9}, {3, 3}, {1, 1}, {1, 1}, {1, 1}, order},
-        {3, 10, 7, {7, 7}, {1, 1}, {1, 1}, {0, 0}, {1, 1}, order},    // rows that lie together
-        {2, 5, 4, {6, 5}, {1, 1}, {1, 1}, {1, 2}, {1, 1}, order},     // and rows that do not
-        {90, 4, 3, {3, 3}, {3, 3}, {1, 1}, {1, 1}, {1, 1}, order},    // several chunks of samples
-        {2, 2, 3, {40, 31}, {3, 3}, {1, 1}, {1, 1}, {1, 1}, order},   // planes beyond a chunk
-        {2, 150, 3, {9, 9}, {3, 2}, {1, 1}, {1, 1}, {1, 1}, order},   // more channels than staged
-        {4, 70, 12, {6, 6}, {1, 2}, {1, 1}, {0, 0}, {1, 1}, order},   // several tasks
+        {3, 10, 7, {7, 7}, {1, 1}, {1, 1}, {0, 0}, {1, 1}, order},   // rows that lie together
+        {2, 5, 4, {6, 5}, {1, 1}, {1, 1}, {1, 2}, {1, 1}, order},    // and rows that do not
+        {90, 4, 3, {3, 3}, {3, 3}, {1, 1}, {1, 1}, {1, 1}, order},   // several chunks of samples
+        {2, 2, 3, {40, 31}, {3, 3}, {1, 1}, {1, 1}, {1, 1}, order},  // planes beyond a chunk
+        {2, 150, 3, {9, 9}, {3, 2}, {1, 1}, {1, 1}, {1, 1}, order},  // more channels than staged
+        {4, 70, 12, {6, 6}, {1, 2}, {1, 1}, {0, 0}, {1, 1}, order},
+        // Several tasks: of channels, whose rows are staged for all of them, of rows, of positions.
+        {1, 256, 96, {8, 8}, {1, 1}, {1, 1}, {0, 0}, {1, 1}, order},
+        {3, 96, 9, {12, 12}, {3, 3}, {1, 1}, {1, 1}, {1, 1}, order},
         {3, 6, 5, {14, 13}, {3, 3}, {2, 2}, {1, 1}, {1, 1}, order},   // phases
         {2, 5, 5, {13, 20}, {3, 2}, {5, 7}, {2, 0}, {2, 1}, order},   // a stride beyond the kernel
         {2, 4, 5, {15, 15}, {3, 3}, {2, 2}, {2, 2}, {2, 2}, order},   // a phase that is skipped
