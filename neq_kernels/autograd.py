@@ -181,7 +181,7 @@ def _channels(ctx: Any) -> Lists:
     if plan.lists is not None:
         return plan.lists
     channels = lists(ctx.index, ctx.count)
-    if channels.padded.device.type == "cpu" and not channels.captured:
+    if channels.padded.device.type == "cpu":
         plan.lists = channels
     return channels
 

@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import neq_kernels as neq
+from neq_kernels import native, reference_conv
 
 pytestmark = pytest.mark.usefixtures("poison", "one_thread", "device")
 
@@ -188,3 +189,30 @@ def test_any_geometry(data):
     index = sorted(data.draw(st.sets(st.integers(0, outputs - 1)), label="active"))
     propagate = data.draw(st.sampled_from(["all", "active"]))
     check(case, index, propagate, data.draw(st.sampled_from(DTYPES)))
+
+
+@pytest.mark.parametrize("columns", [False, True])
+def test_a_changed_set_is_followed(path, columns):
+    plain = (conv1d_columns(TOKENS) if columns else TOKENS).layer()
+    layer = inside(copy.deepcopy(plain), "all")
+    dim = int(columns)
+    for index in ([0, 2], [1, 3, 4], [0]):
+        layer.set_active(index)
+        layer.zero_grad()
+        layer(TOKENS.x()).sum().backward()
+        moved = layer.weight.grad.movedim(dim, 0).flatten(1).any(1).nonzero().flatten()
+        assert moved.tolist() == index
+
+
+@pytest.mark.skipif(not native.available(), reason=str(native.why_not()))
+@pytest.mark.parametrize(("way", "calls"), [("direct", 0), ("direct+dx", 1)])
+def test_whose_dx_it_is(way, calls, force_path, monkeypatch):
+    native_dx, seen = reference_conv.linear_dgrad_as_conv, []
+    monkeypatch.setattr(
+        reference_conv, "linear_dgrad_as_conv", lambda *a: seen.append(a) or native_dx(*a)
+    )
+    force_path(way)
+    layer = inside(TOKENS.layer(), "all")
+    layer.set_active([0, 2])
+    layer(TOKENS.x()).sum().backward()
+    assert len(seen) == calls

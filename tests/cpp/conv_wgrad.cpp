@@ -32,6 +32,7 @@ std::vector<Shape> shapes() {
         // Several tasks: of channels, whose rows are staged for all of them, of rows, of positions.
         {1, 256, 96, {8, 8}, {1, 1}, {1, 1}, {0, 0}, {1, 1}, order},
         {3, 96, 9, {12, 12}, {3, 3}, {1, 1}, {1, 1}, {1, 1}, order},
+        {8, 64, 1, {16, 16}, {1, 1}, {1, 1}, {0, 0}, {1, 1}, order},  // two chunks for two tasks
         {3, 6, 5, {14, 13}, {3, 3}, {2, 2}, {1, 1}, {1, 1}, order},   // phases
         {2, 5, 5, {13, 20}, {3, 2}, {5, 7}, {2, 0}, {2, 1}, order},   // a stride beyond the kernel
         {2, 4, 5, {15, 15}, {3, 3}, {2, 2}, {2, 2}, {2, 2}, order},   // a phase that is skipped
